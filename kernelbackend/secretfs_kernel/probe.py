@@ -1,0 +1,99 @@
+"""probe(): whether memfd_secret(2) works here, proven on a page, and if not, why and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+
+from secretfs import libc
+from secretfs.errors import BackendUnavailable, LimitError
+from secretfs.interface import Guarantees
+from secretfs_kernel.region import Region
+
+__all__ = ["probe"]
+
+FIRST_KERNEL = (5, 14)  # kernel commit 1507f51255c9 "mm: introduce memfd_secret"
+ON_BY_DEFAULT = (6, 5)  # kernel commit b758fe6df50d "mm/secretmem: make it on by default"
+
+
+def probe() -> None:
+    """Return if memory made by memfd_secret(2) is secret.
+
+    A call that merely succeeds proves nothing: a sandbox may emulate it. So one page is made and pinning it is tried,
+    which must fail, after pinning an ordinary page has been seen to work.
+
+    Raises:
+        BackendUnavailable: with the reason, and the remedy as hint.
+    """
+    if platform.machine() not in libc.MEMFD_SECRET_NUMBERS:
+        raise BackendUnavailable(f"memfd_secret is not wired on the architecture {platform.machine()!r}")
+    try:
+        region = Region.create(libc.PAGE_SIZE, Guarantees(), shared=False)
+    except LimitError as error:
+        raise BackendUnavailable(str(error), hint=error.hint) from error
+    except OSError as error:
+        raise _explained(error) from error
+    try:
+        _prove(region._address)
+    finally:
+        region.close()
+
+
+def _prove(secret: int) -> None:
+    ordinary = libc.mmap_anonymous(libc.PAGE_SIZE)
+    try:
+        libc.wipe(ordinary, 1)
+        refused = _pinning_refused(ordinary, secret)
+    finally:
+        libc.munmap(ordinary, libc.PAGE_SIZE)
+    if not refused:
+        raise BackendUnavailable(
+            "memfd_secret answers here, but its memory can be read like any other, so it is emulated",
+            hint="leave the sandbox or emulator that answers for the kernel, or use --backend emulator",
+        )
+
+
+def _pinning_refused(ordinary: int, secret: int) -> bool:
+    """Whether the secret page cannot be pinned where the ordinary one can."""
+    for pins in (libc.read_own_page, libc.splice_own_page):
+        try:
+            pins(ordinary)
+        except OSError:
+            continue  # this way of pinning is itself forbidden here: it would prove nothing
+        try:
+            pins(secret)
+        except OSError as error:
+            return error.errno == errno.EFAULT
+        return False
+    raise BackendUnavailable(
+        "memfd_secret answers here, but neither process_vm_readv nor vmsplice may be used to check that it is secret",
+        hint="allow process_vm_readv or vmsplice in the seccomp profile",
+    )
+
+
+def _explained(error: OSError) -> BackendUnavailable:
+    filtered = libc.proc_status("Seccomp") == "2"
+    if error.errno == errno.EPERM or (error.errno == errno.ENOSYS and filtered and _kernel() >= ON_BY_DEFAULT):
+        return BackendUnavailable(
+            f"memfd_secret is blocked ({errno.errorcode[error.errno]}), most likely by a container's seccomp profile",
+            hint="allow memfd_secret in the profile, for example docker run --security-opt seccomp=PROFILE.json",
+        )
+    if error.errno == errno.ENOSYS and _kernel() < FIRST_KERNEL:
+        return BackendUnavailable(
+            f"kernel {platform.release()} is too old for memfd_secret",
+            hint="use Linux 5.14 or newer, best 6.5 or newer",
+        )
+    if error.errno == errno.ENOSYS:
+        return BackendUnavailable(
+            f"memfd_secret is switched off in kernel {platform.release()}",
+            hint="boot with secretmem.enable=1 on the kernel command line; if it is there, the kernel was built "
+            "without CONFIG_SECRETMEM or cannot split its direct map (arm64: rodata=full)",
+        )
+    return BackendUnavailable(f"memfd_secret failed with {os.strerror(error.errno or 0)!r}")
+
+
+def _kernel() -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", platform.release())
+    return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -1,0 +1,39 @@
+"""Secret memory for Linux applications: as Python objects here, as files through `secretfs mount`.
+
+Promised to stay: this module, `secretfs.interface`, `secretfs.errors`, `secretfs.libc` and `secretfs.testing`.
+"""
+
+from __future__ import annotations
+
+from secretfs.area import SecretArea
+from secretfs.errors import (
+    BackendError,
+    BackendUnavailable,
+    BoundsError,
+    CgroupLimitExceeded,
+    ClosedError,
+    LimitError,
+    LockLimitExceeded,
+    PluginError,
+    SecretFSError,
+)
+from secretfs.interface import Guarantees
+from secretfs.registry import ReducedGuaranteesWarning
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailable",
+    "BoundsError",
+    "CgroupLimitExceeded",
+    "ClosedError",
+    "Guarantees",
+    "LimitError",
+    "LockLimitExceeded",
+    "PluginError",
+    "ReducedGuaranteesWarning",
+    "SecretArea",
+    "SecretFSError",
+    "__version__",
+]

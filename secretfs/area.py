@@ -1,0 +1,205 @@
+"""SecretArea: one region of secret memory with bounds, used by the heap, the mount and Python authors.
+
+It alone turns an offset and a length into bytes of a region, and checks them first. The region's view never leaves
+it, except through `view()`, which the region watches. Reading and writing one area from several threads is as safe
+as for a bytearray; resize() and close() are the owner's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import weakref
+from types import TracebackType
+
+from secretfs import cgroup, libc, registry
+from secretfs.errors import BoundsError, ClosedError
+from secretfs.interface import Backend, Guarantees, Region, round_up
+
+__all__ = ["SecretArea"]
+
+_areas: weakref.WeakSet[SecretArea] = weakref.WeakSet()
+
+
+class SecretArea:
+    """Secret memory of whole pages, wiped when closed and at interpreter exit.
+
+    Example:
+        >>> from secretfs import SecretArea
+        >>> with SecretArea(4096, backend="emulator") as area:
+        ...     area.write(b"key", offset=16)
+        ...     area
+        3
+        <SecretArea 4096 bytes, emulator>
+    """
+
+    def __init__(self, size: int, *, backend: str | Backend | None = None, shared: bool = False) -> None:
+        """Allocate at least `size` bytes, zeroed, and fault every page in.
+
+        Args:
+            size: bytes, rounded up to whole pages.
+            backend: a backend word ("auto", "kernel", "emulator", a name), or a backend; None asks SECRETFS_BACKEND.
+            shared: keep a descriptor that another process may be given; `guarantees` tells what that costs.
+
+        Raises:
+            ValueError: `size` is not positive.
+            BackendUnavailable: no backend works under that word.
+            LimitError: RLIMIT_MEMLOCK or a memory cgroup does not allow it; nothing is left behind.
+        """
+        if size <= 0:
+            raise ValueError(f"an area needs a positive size, not {size}")
+        if backend is None or isinstance(backend, str):
+            backend = registry.choose_warning(backend).backend
+        self._backend = backend
+        self._shared = shared
+        self._owner = os.getpid()
+        self._view: memoryview | None = None
+        self._region, self._view = self._map(size)
+        _areas.add(self)
+
+    @property
+    def size(self) -> int:
+        """Bytes, a multiple of the page size."""
+        return self._region.size
+
+    @property
+    def guarantees(self) -> Guarantees:
+        """What holds for this area's memory."""
+        return self._region.guarantees
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend."""
+        return self._backend.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() has been called."""
+        return self._view is None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"<SecretArea {self.size} bytes, {self.backend}{state}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a SecretArea cannot be pickled or copied")
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int = 0) -> int:
+        """Copy `data` to `offset` and return its length.
+
+        Raises:
+            BoundsError: it does not fit; nothing is written.
+            ClosedError: the area is closed or belongs to the parent process.
+        """
+        length = len(data)
+        self._bytes(offset, length)[offset : offset + length] = data
+        return length
+
+    def read_into(self, buffer: bytearray | memoryview, offset: int = 0) -> int:
+        """Fill `buffer` from `offset` on and return its length. There is no read(): it would make immutable bytes.
+
+        Raises:
+            BoundsError: there are not so many bytes.
+            ClosedError: the area is closed or belongs to the parent process.
+        """
+        length = len(buffer)
+        memoryview(buffer)[:] = self._bytes(offset, length)[offset : offset + length]
+        return length
+
+    def equals(self, data: bytes | bytearray | memoryview, offset: int = 0) -> bool:
+        """Whether the bytes at `offset` are `data`. Not in constant time."""
+        length = len(data)
+        return self._bytes(offset, length)[offset : offset + length] == data
+
+    def copy_within(self, source: int, target: SecretArea, offset: int, length: int) -> None:
+        """Copy `length` bytes from `source` here to `offset` in `target`, with no copy in between."""
+        target._bytes(offset, length)[offset : offset + length] = self._bytes(source, length)[source : source + length]
+
+    def view(self) -> memoryview:
+        """All bytes, writable. Release it before close(); one that survives makes close() raise BufferError."""
+        self._bytes(0, 0)
+        return self._region.view()
+
+    def wipe(self, offset: int = 0, length: int | None = None) -> None:
+        """Overwrite `length` bytes from `offset` with zeros; everything by default."""
+        length = self.size - offset if length is None else length
+        self._bytes(offset, length)
+        self._region.wipe(offset, length)
+
+    def resize(self, size: int) -> None:
+        """Move to a region of at least `size` bytes, keeping what fits, and wipe the old one.
+
+        The kernel fixes the size of secret memory for good, so both regions exist for a moment and both count against
+        the lock limit.
+
+        Raises:
+            LimitError: there is no room for both; the area is as it was.
+            BufferError: a view is still in use; the area is as it was.
+        """
+        self._bytes(0, 0)
+        if size <= 0:
+            raise ValueError(f"an area needs a positive size, not {size}")
+        if round_up(size, libc.PAGE_SIZE) == self.size:
+            return
+        region, view = self._map(size)
+        kept = min(len(view), self.size)
+        view[:kept] = self._bytes(0, kept)[:kept]
+        old_region, old_view = self._region, self._view
+        self._region, self._view = region, view
+        assert old_view is not None
+        old_view.release()
+        old_region.close()
+
+    def close(self) -> None:
+        """Wipe and unmap. Twice is fine; in a forked child it does nothing.
+
+        Raises:
+            BufferError: a view is still in use; the memory is wiped already and goes when the view does.
+        """
+        view = getattr(self, "_view", None)  # None also where __init__ failed
+        if view is not None:
+            self._view = None
+            view.release()
+        if hasattr(self, "_region"):
+            self._region.close()
+
+    def __enter__(self) -> SecretArea:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(BufferError, OSError):
+            self.close()
+
+    def _map(self, size: int) -> tuple[Region, memoryview]:
+        size = round_up(size, libc.PAGE_SIZE)
+        cgroup.require_headroom(size)
+        region = self._backend.map(size, shared=self._shared)
+        return region, region.view()
+
+    def _bytes(self, offset: int, length: int) -> memoryview:
+        """The view, after checking that it may be used and that the range lies inside it."""
+        view = self._view
+        if view is None:
+            raise ClosedError("this area was closed")
+        if os.getpid() != self._owner:
+            raise ClosedError("this area belongs to the process that this one was forked from")
+        if offset < 0 or offset + length > len(view):
+            raise BoundsError(f"{length} bytes at {offset} are outside an area of {len(view)} bytes")
+        return view
+
+
+@atexit.register
+def _close_all() -> None:
+    """At interpreter exit every area is wiped, also one that something still refers to."""
+    for area in list(_areas):
+        with contextlib.suppress(BufferError, OSError):
+            area.close()

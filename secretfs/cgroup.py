@@ -1,0 +1,113 @@
+"""How much room the memory cgroups leave: asked before pages are faulted in, because past the limit the kernel kills.
+
+Both hierarchies are read: cgroup v2 (memory.max, memory.current) and v1 (memory.limit_in_bytes,
+memory.usage_in_bytes), for this process's group and every ancestor that is visible (cgroups(7),
+Documentation/admin-guide/cgroup-v2.rst). Page cache counts as room, since the kernel drops it first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from secretfs.errors import CgroupLimitExceeded
+
+__all__ = ["Room", "headroom", "require_headroom"]
+
+SPARE = 1 << 20
+"""Bytes left alone for page tables, kernel memory and whatever else runs in the group."""
+_UNLIMITED = 1 << 60
+
+
+class Room(NamedTuple):
+    """The tightest memory cgroup: bytes left in it, and its directory."""
+
+    headroom: int
+    path: str
+
+
+class _Files(NamedTuple):
+    limit: str
+    usage: str
+    cache: tuple[str, ...]
+
+
+_V2 = _Files("memory.max", "memory.current", ("inactive_file", "active_file"))
+_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+
+
+def require_headroom(wanted: int) -> None:
+    """Return if `wanted` bytes can be taken without waking the OOM killer of a memory cgroup.
+
+    Raises:
+        CgroupLimitExceeded: naming the group.
+    """
+    room = headroom()
+    if room is not None and wanted + SPARE > room.headroom:
+        raise CgroupLimitExceeded(wanted, headroom=max(0, room.headroom), path=room.path)
+
+
+def headroom() -> Room | None:
+    """The tightest limit above this process, or None where no memory cgroup limits it."""
+    rooms = [room for files, path in _groups() if (room := _room(files, path)) is not None]
+    return min(rooms, default=None)
+
+
+def _room(files: _Files, path: str) -> Room | None:
+    try:
+        limit = _read(path, files.limit)
+        if limit == "max" or int(limit) >= _UNLIMITED:
+            return None
+        statistics = dict(line.split() for line in _read(path, "memory.stat").splitlines())
+        cache = sum(int(statistics.get(name, 0)) for name in files.cache)
+        return Room(int(limit) - int(_read(path, files.usage)) + cache, path)
+    except (OSError, ValueError):
+        return None  # the root group has no such files
+
+
+def _read(path: str, name: str) -> str:
+    with open(os.path.join(path, name), encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _groups() -> Iterator[tuple[_Files, str]]:
+    """This process's memory cgroups and their ancestors, from /proc/self/cgroup and /proc/self/mountinfo."""
+    mounts = dict(_mounts())
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        hierarchy, controllers, group = line.split(":", 2)
+        if hierarchy == "0":
+            files, mount = _V2, mounts.get("cgroup2")
+        elif "memory" in controllers.split(","):
+            files, mount = _V1, mounts.get("cgroup")
+        else:
+            continue
+        if mount is not None:
+            yield from _ancestors(files, *mount, group)
+
+
+def _ancestors(files: _Files, root: str, mountpoint: str, group: str) -> Iterator[tuple[_Files, str]]:
+    if root != "/" and (group == root or group.startswith(root + "/")):
+        group = group[len(root) :]  # a container sees only a part of the tree
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    for depth in range(len(parts), -1, -1):
+        yield files, os.path.join(mountpoint, *parts[:depth])
+
+
+def _mounts() -> Iterator[tuple[str, tuple[str, str]]]:
+    """(type, (root, mountpoint)) of the cgroup v2 mount and of the v1 mount of the memory controller."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        mount, _, rest = line.partition(" - ")
+        fields, kind = mount.split(), rest.split()
+        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and "memory" in kind[2].split(",")):
+            yield kind[0], (fields[3], fields[4])

@@ -1,0 +1,258 @@
+"""The bytes of one file: which block of secret memory each of them lies in.
+
+It alone knows the layout. A file of up to 4096 bytes is one slot of the heap, moved to the next class as it grows
+(64, 128, ... 4096 bytes: in all it is copied less than twice). Anything beyond lies in runs of 4096-byte pages that are
+never moved; pages that were never written are holes and take no memory.
+
+Sizes are bytes. Callers serialise access.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from secretfs.errors import FileError, LimitError
+from secretfs.heap import SLOT, Block, Heap, slot_size
+from secretfs.interface import round_up
+from secretfs.pages import PAGE, PagePool, Run
+
+__all__ = ["Content", "Space"]
+
+
+class Space:
+    """What all files of one file system share: the memory, and the count of what of it they may use."""
+
+    def __init__(self, heap: Heap, pages: PagePool, limit: int) -> None:
+        """Share `heap` and `pages`; `limit` is how many bytes the data of all files may take."""
+        self.heap = heap
+        self.pages = pages
+        self.limit = limit
+        self.charged = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes of the limit that are not charged yet."""
+        return self.limit - self.charged
+
+    def charge(self, size: int) -> None:
+        """Count `size` more bytes (fewer where negative).
+
+        Raises:
+            FileError: ENOSPC, and nothing is counted.
+        """
+        if size > self.left:
+            raise FileError(errno.ENOSPC)
+        self.charged += size
+
+    def allocate(self, size: int) -> Block:
+        """A block from the heap; running out of lockable memory is ENOSPC for whoever writes a file."""
+        try:
+            return self.heap.allocate(size)
+        except LimitError as error:
+            raise FileError(errno.ENOSPC) from error
+
+
+class Content:
+    """The bytes of one file."""
+
+    __slots__ = ("_head", "_head_end", "_runs", "_space", "_starts", "size")
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self.size = 0
+        """Bytes, holes included: what stat(2) calls st_size."""
+        self._head: Block | None = None  # all the data there is, while that is within the first page
+        self._head_end = 0  # bytes of the head that may be other than zero, and are charged for
+        self._starts: list[int] = []  # the file's page number at which each run begins, ascending
+        self._runs: list[Run] = []
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of secret memory that are charged for this file."""
+        return round_up(self._head_end, SLOT) + sum(run.size for run in self._runs)
+
+    def write(self, offset: int, data: memoryview) -> int:
+        """Copy `data` to `offset` and return how many bytes were taken: fewer where space ended in the middle.
+
+        Raises:
+            FileError: ENOSPC where not one byte could be taken; the file is as it was.
+        """
+        end = offset + len(data)
+        if not data:
+            return 0
+        if end <= PAGE and not self._runs:
+            self._grow_head(end)
+            assert self._head is not None
+            self._head.write(offset, data)
+        else:
+            self._leave_head()
+            data = data[: self._fill(offset, end) - offset]
+            if not data:
+                raise FileError(errno.ENOSPC)
+            for run, at, start, stop in self._pieces(offset, offset + len(data)):
+                run.write(at, data[start - offset : stop - offset])
+        self.size = max(self.size, offset + len(data))
+        return len(data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer`, which must be zeroed, from `offset` on, and return how many bytes lie before the end."""
+        end = min(self.size, offset + len(buffer))
+        if offset >= end:
+            return 0
+        if self._head is not None:
+            stop = min(end, self._head_end)
+            if stop > offset:
+                self._head.read_into(offset, buffer[: stop - offset])
+        for run, at, start, stop in self._pieces(offset, end):
+            run.read_into(at, buffer[start - offset : stop - offset])
+        return end - offset
+
+    def truncate(self, size: int) -> None:
+        """Cut to `size` bytes, wiping what is beyond, or grow to it with a hole."""
+        if size < self.size:
+            self._cut_head(size)
+            self._cut_runs(size)
+        self.size = size
+
+    def clear(self) -> None:
+        """Wipe everything and give it back."""
+        self.truncate(0)
+
+    # The head: a file within one page.
+
+    def _grow_head(self, end: int) -> None:
+        """Make the head hold `end` bytes, moving it to a larger slot if it must."""
+        more = max(0, round_up(end, SLOT) - round_up(self._head_end, SLOT))
+        self._space.charge(more)
+        old = self._head
+        if old is None or old.size < end:
+            try:
+                new = self._space.allocate(end)
+            except BaseException:
+                self._space.charge(-more)
+                raise
+            if old is not None:
+                old.copy_to(new, self._head_end)
+                self._space.heap.free(old)
+            self._head = new
+        self._head_end = max(self._head_end, end)
+
+    def _leave_head(self) -> None:
+        """Move the head into the file's first page, because the file is getting larger than that."""
+        head = self._head
+        if head is None:
+            return
+        more = PAGE - round_up(self._head_end, SLOT)
+        self._space.charge(more)
+        try:
+            run = self._allocate_pages(1)
+        except BaseException:
+            self._space.charge(-more)
+            raise
+        head.copy_to(run, self._head_end)
+        self._insert(0, run)
+        self._drop_head()
+
+    def _cut_head(self, size: int) -> None:
+        if self._head is None or size >= self._head_end:
+            return
+        if size == 0:
+            self._space.charge(-round_up(self._head_end, SLOT))
+            self._drop_head()
+            return
+        self._space.charge(round_up(size, SLOT) - round_up(self._head_end, SLOT))
+        self._head.wipe(size, self._head_end - size)
+        self._head_end = size
+        self._shrink_head()
+
+    def _shrink_head(self) -> None:
+        """Move to a smaller slot if that can be had: what truncate(2) gave back must not stay locked."""
+        old = self._head
+        assert old is not None
+        if slot_size(self._head_end) == old.size:
+            return
+        try:
+            new = self._space.heap.allocate(self._head_end)
+        except LimitError:
+            return
+        old.copy_to(new, self._head_end)
+        self._space.heap.free(old)
+        self._head = new
+
+    def _drop_head(self) -> None:
+        assert self._head is not None
+        self._space.heap.free(self._head)
+        self._head = None
+        self._head_end = 0
+
+    # The runs: a file of more than one page.
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Run, int, int, int]]:
+        """Where the bytes from `start` to `stop` lie: (run, offset in it, start, stop of the piece); holes left out."""
+        index = max(0, bisect_right(self._starts, start // PAGE) - 1)
+        while index < len(self._runs) and self._starts[index] * PAGE < stop:
+            run, begin = self._runs[index], self._starts[index] * PAGE
+            first, last = max(start, begin), min(stop, begin + run.size)
+            if first < last:
+                yield run, first - begin, first, last
+            index += 1
+
+    def _fill(self, start: int, stop: int) -> int:
+        """Give every page from `start` to `stop` memory, and return up to which byte that could be done."""
+        page, end = start // PAGE, round_up(stop, PAGE) // PAGE
+        while page < end:
+            index = bisect_right(self._starts, page) - 1
+            after = self._starts[index] + self._runs[index].pages if index >= 0 else 0
+            if page < after:
+                page = after
+                continue
+            hole_end = self._starts[index + 1] if index + 1 < len(self._starts) else end
+            before = self._runs[index] if index >= 0 and page == after else None
+            got = self._add(page, min(end, hole_end) - page, before)
+            if not got:
+                break
+            page += got
+        return min(stop, max(start, page * PAGE))
+
+    def _add(self, page: int, wanted: int, before: Run | None) -> int:
+        """Give up to `wanted` pages from `page` on memory, best by growing the run `before` in place."""
+        pages = min(wanted, self._space.left // PAGE)
+        if not pages:
+            return 0
+        got = self._space.pages.extend(before, pages) if before is not None else 0
+        if not got:
+            try:
+                run = self._allocate_pages(pages)
+            except FileError:
+                return 0
+            got = run.pages
+            self._insert(page, run)
+        self._space.charge(got * PAGE)
+        return got
+
+    def _allocate_pages(self, pages: int) -> Run:
+        try:
+            return self._space.pages.allocate(pages)
+        except LimitError as error:
+            raise FileError(errno.ENOSPC) from error
+
+    def _insert(self, page: int, run: Run) -> None:
+        index = bisect_right(self._starts, page)
+        self._starts.insert(index, page)
+        self._runs.insert(index, run)
+
+    def _cut_runs(self, size: int) -> None:
+        keep = round_up(size, PAGE) // PAGE
+        while self._runs and self._starts[-1] + self._runs[-1].pages > keep:
+            run = self._runs[-1]
+            pages = max(0, keep - self._starts[-1])
+            self._space.charge((pages - run.pages) * PAGE)
+            self._space.pages.trim(run, pages)
+            if pages:
+                break
+            self._runs.pop()
+            self._starts.pop()
+        for run, at, start, stop in self._pieces(size, keep * PAGE):
+            run.wipe(at, stop - start)

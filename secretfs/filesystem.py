@@ -1,0 +1,478 @@
+"""What each file system operation does to the tree and to the bytes of files.
+
+It alone says what open, write, rename or setxattr mean. It knows no FUSE: inode numbers, names and buffers come in,
+nodes and counts go out, and what fails raises FileError with the errno of the system call. Tests drive it directly,
+`fuse.py` drives it from a mount, and later sources may change it from inside.
+
+Rights: the kernel checks modes, owners and the sticky bit before a request gets here (mount option
+default_permissions). What a caller's identity still decides is here: the owner of what is created, set-group-ID
+directories, and `_decide_open`.
+
+Concurrency: one request at a time; nothing here awaits.
+
+A written byte: fuse.write -> Filesystem.write -> Content.write -> Block.write -> SecretArea.write -> the region's view.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from secretfs.content import Content, Space
+from secretfs.errors import FileError
+from secretfs.heap import Heap
+from secretfs.interface import Backend
+from secretfs.names import NAME_MAX, Names
+from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
+from secretfs.pages import PagePool
+
+__all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
+
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+LARGEST_FILE = (1 << 63) - 1
+LARGEST_XATTR = 65536
+LINK_MAX = 4095
+DAY = 24 * 3600 * 10**9
+XATTR_SPACES = (b"user.", b"trusted.", b"security.")
+
+
+class Caller(Protocol):
+    """Who asks."""
+
+    @property
+    def uid(self) -> int:
+        """The file system user id."""
+
+    @property
+    def gid(self) -> int:
+        """The file system group id."""
+
+
+class Changes(NamedTuple):
+    """What setattr is to change; None leaves it alone. Times are nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: int | None = None
+    mtime: int | None = None
+
+
+class Statistics(NamedTuple):
+    """What statvfs(3) and `secretfs status` tell. Sizes are bytes."""
+
+    size: int
+    used: int
+    files: int
+    max_files: int
+    locked: int
+
+
+class Filesystem:
+    """A file system in secret memory."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        size: int,
+        max_files: int,
+        uid: int,
+        gid: int,
+        mode: int = 0o700,
+        reserve: bool = True,
+    ) -> None:
+        """Make one with an empty root directory.
+
+        Args:
+            backend: where the memory comes from.
+            size: how many bytes the data of all files may take, counted in steps of 64 bytes.
+            max_files: how many files, directories and links there may be.
+            uid: the owner of the root.
+            gid: the group of the root.
+            mode: the permission bits of the root.
+            reserve: allocate the first areas now and not with the first file.
+
+        Raises:
+            LimitError: there is not even memory for the first areas.
+        """
+        self._space = Space(Heap(backend, reserve=reserve), PagePool(backend, reserve=reserve), size)
+        root = Node(ROOT, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, time.time_ns())
+        self._tree = Tree(self._space, max_files, root)
+        self._handles: dict[int, FileHandle | DirectoryHandle] = {}
+        self._next_handle = 1
+
+    # Names
+
+    def lookup(self, parent: int, name: bytes) -> Node:
+        """The node that `name` in directory `parent` leads to; "." and ".." included. Counts as a reference."""
+        directory, entry = self._tree.find(parent, name)
+        if entry is not None:
+            node = entry.value
+        elif name == b".":
+            node = directory
+        elif name == b".." and directory.parent is not None:
+            node = directory.parent
+        else:
+            raise FileError(errno.ENAMETOOLONG if len(name) > NAME_MAX else errno.ENOENT)
+        return self.refer(node)
+
+    def refer(self, node: Node) -> Node:
+        """Count one more reference that the kernel has to `node`."""
+        node.lookups += 1
+        return node
+
+    def forget(self, references: Iterable[tuple[int, int]]) -> None:
+        """The kernel drops references: (inode number, how many)."""
+        for ino, count in references:
+            self._tree.forget(ino, count)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Node:
+        """A new file of any type but directory and symbolic link; EEXIST where the name is taken."""
+        node = self._create(parent, name, mode, caller)
+        node.rdev = rdev if stat.S_ISBLK(mode) or stat.S_ISCHR(mode) else 0
+        return self.refer(node)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Node:
+        """A new directory."""
+        return self.refer(self._create(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller))
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Node:
+        """A new symbolic link; its target lies in secret memory like a file's bytes."""
+        if len(target) > LINK_MAX:
+            raise FileError(errno.ENAMETOOLONG)
+        node = self._create(parent, name, stat.S_IFLNK | 0o777, caller)
+        try:
+            _write_all(node, target)
+        except FileError:
+            directory, entry = self._tree.find(parent, name)
+            assert entry is not None
+            self._tree.unlink(directory, entry, time.time_ns())
+            raise
+        return self.refer(node)
+
+    def readlink(self, ino: int) -> bytes:
+        """The target of a symbolic link."""
+        node = self._tree.get(ino)
+        if not stat.S_ISLNK(node.mode) or node.content is None:
+            raise FileError(errno.EINVAL)
+        return _read_all(node.content)
+
+    def link(self, ino: int, parent: int, name: bytes) -> Node:
+        """One more name for a file."""
+        node = self._tree.get(ino)
+        directory, entry = self._tree.find(parent, name)
+        if entry is not None:
+            raise FileError(errno.EEXIST)
+        self._tree.link(node, directory, name, time.time_ns())
+        return self.refer(node)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name; with the last one and without a handle the data is wiped."""
+        directory, entry = self._existing(parent, name)
+        if entry.value.is_dir():
+            raise FileError(errno.EISDIR)
+        self._tree.unlink(directory, entry, time.time_ns())
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        directory, entry = self._existing(parent, name)
+        if not entry.value.is_dir():
+            raise FileError(errno.ENOTDIR)
+        self._tree.unlink(directory, entry, time.time_ns())
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        """rename(2) with the flags of renameat2(2) NOREPLACE and EXCHANGE."""
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise FileError(errno.EINVAL)
+        old, entry = self._existing(parent, name)
+        new, target = self._tree.find(new_parent, new_name)
+        now = time.time_ns()
+        if entry.value.is_dir() and self._tree.is_below(new, entry.value):
+            raise FileError(errno.EINVAL)
+        if target is None:
+            if flags == RENAME_EXCHANGE:
+                raise FileError(errno.ENOENT)
+            self._tree.move(old, entry, new, new_name, now)
+        elif flags == RENAME_NOREPLACE:
+            raise FileError(errno.EEXIST)
+        elif flags == RENAME_EXCHANGE:
+            self._exchange(old, entry, new, target, now)
+        elif target.value is not entry.value:
+            _check_replaceable(entry.value, target.value)
+            self._tree.replace(old, entry, new, target, now)
+
+    # Attributes
+
+    def getattr(self, ino: int) -> Node:
+        """The node with that number."""
+        return self._tree.get(ino)
+
+    def setattr(self, ino: int, changes: Changes, caller: Caller) -> Node:
+        """chmod, chown, truncate and utimensat; all or nothing."""
+        node = self._tree.get(ino)
+        now = time.time_ns()
+        if changes.size is not None:
+            self._truncate(node, changes.size, now)
+            if caller.uid != 0:
+                _drop_privileges(node)
+        if changes.uid is not None or changes.gid is not None:
+            node.uid = node.uid if changes.uid is None else changes.uid
+            node.gid = node.gid if changes.gid is None else changes.gid
+            _drop_privileges(node)
+        if changes.mode is not None:
+            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(changes.mode)
+        if changes.atime is not None:
+            node.atime = changes.atime
+        if changes.mtime is not None:
+            node.mtime = changes.mtime
+        node.ctime = now
+        return node
+
+    def statistics(self) -> Statistics:
+        """How full it is."""
+        space, tree = self._space, self._tree
+        locked = space.heap.locked + space.pages.locked
+        return Statistics(space.limit, space.charged, tree.files, tree.max_files, locked)
+
+    # Extended attributes
+
+    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """Set one attribute; an existing one keeps its old value if the new one does not fit."""
+        node = self._tree.get(ino)
+        if not name.startswith(XATTR_SPACES):
+            raise FileError(errno.EOPNOTSUPP)
+        if len(value) > LARGEST_XATTR:
+            raise FileError(errno.E2BIG)
+        fresh = Content(self._space)
+        try:
+            if fresh.write(0, memoryview(value)) < len(value):
+                raise FileError(errno.ENOSPC)
+            if node.xattrs is None:
+                node.xattrs = Names(self._space)
+            entry = node.xattrs.get(name)
+            if entry is None:
+                node.xattrs.add(name, fresh)
+            else:
+                entry.value.clear()
+                entry.value = fresh
+        except FileError:
+            fresh.clear()
+            raise
+        node.ctime = time.time_ns()
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """The value of one attribute; ENODATA where there is none."""
+        node = self._tree.get(ino)
+        entry = None if node.xattrs is None else node.xattrs.get(name)
+        if entry is None:
+            raise FileError(errno.ENODATA if name.startswith(XATTR_SPACES) else errno.EOPNOTSUPP)
+        return _read_all(entry.value)
+
+    def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
+        """The names of all attributes that the caller may see: trusted ones are root's."""
+        node = self._tree.get(ino)
+        names = [] if node.xattrs is None else [entry.name() for entry in node.xattrs]
+        return [name for name in names if caller.uid == 0 or not name.startswith(b"trusted.")]
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Wipe one attribute; ENODATA where there is none."""
+        node = self._tree.get(ino)
+        entry = None if node.xattrs is None else node.xattrs.get(name)
+        if node.xattrs is None or entry is None:
+            raise FileError(errno.ENODATA if name.startswith(XATTR_SPACES) else errno.EOPNOTSUPP)
+        entry.value.clear()
+        node.xattrs.remove(entry)
+        node.ctime = time.time_ns()
+
+    # Open files
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Node]:
+        """Create a regular file and open it; one that is there already is opened, unless O_EXCL forbids it."""
+        _, entry = self._tree.find(parent, name)
+        if entry is None:
+            node = self._create(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        elif flags & os.O_EXCL:
+            raise FileError(errno.EEXIST)
+        else:
+            node = entry.value
+        handle = self.open(node.ino, flags, caller)
+        return handle, self.refer(node)
+
+    def open(self, ino: int, flags: int, caller: Caller) -> int:
+        """Open a file and return a handle; with O_TRUNC it is emptied."""
+        node = self._tree.get(ino)
+        self._decide_open(node, flags, caller)
+        if flags & os.O_TRUNC:
+            self._truncate(node, 0, time.time_ns())
+        node.opens += 1
+        return self._handle(FileHandle(node, flags))
+
+    def read_into(self, handle: int, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file."""
+        node = self._file(handle).node
+        assert node.content is not None
+        _touch(node)
+        return node.content.read_into(offset, buffer)
+
+    def write(self, handle: int, offset: int, data: memoryview) -> int:
+        """Write `data` and return how many bytes were taken: fewer only where space ended in the middle."""
+        file = self._file(handle)
+        node = file.node
+        assert node.content is not None
+        if file.flags & os.O_APPEND:
+            offset = node.content.size
+        if offset + len(data) > LARGEST_FILE:
+            raise FileError(errno.EFBIG)
+        taken = node.content.write(offset, data)
+        _drop_privileges(node)
+        node.mtime = node.ctime = time.time_ns()
+        return taken
+
+    def release(self, handle: int) -> None:
+        """Close a file; one without a name is wiped now."""
+        node = self._file(handle).node
+        del self._handles[handle]
+        node.opens -= 1
+        self._tree.settle(node)
+
+    def opendir(self, ino: int) -> int:
+        """Open a directory and return a handle."""
+        node = self._tree.get(ino)
+        if node.entries is None:
+            raise FileError(errno.ENOTDIR)
+        node.opens += 1
+        return self._handle(DirectoryHandle(node))
+
+    def readdir(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Node]]:
+        """The entries from position `start` on: (position of the next one, name, node).
+
+        What the directory held when reading began at 0; an entry that was removed since is left out.
+        """
+        directory = self._directory(handle)
+        if start == 0:
+            assert directory.node.entries is not None
+            directory.entries = list(directory.node.entries)
+            _touch(directory.node)
+        for position in range(start, len(directory.entries)):
+            entry = directory.entries[position]
+            if entry.live:
+                yield position + 1, entry.name(), entry.value
+
+    def releasedir(self, handle: int) -> None:
+        """Close a directory."""
+        node = self._directory(handle).node
+        del self._handles[handle]
+        node.opens -= 1
+        self._tree.settle(node)
+
+    def close(self) -> None:
+        """Wipe everything. The file system is unusable afterwards."""
+        self._handles.clear()
+        self._space.heap.close()
+        self._space.pages.close()
+
+    def _decide_open(self, node: Node, flags: int, caller: Caller) -> None:
+        """The one place where an open is allowed or refused. The kernel has checked modes and owners already."""
+        if node.is_dir():
+            raise FileError(errno.EISDIR)
+        if node.content is None or (node.nlink == 0 and node.opens == 0):
+            raise FileError(errno.ESTALE)  # wiped with its last name; ESTALE makes the kernel look the name up again
+
+    def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Node:
+        directory, entry = self._tree.find(parent, name)
+        if entry is not None:
+            raise FileError(errno.EEXIST)
+        gid = caller.gid
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+        return self._tree.create(directory, name, mode, caller.uid, gid, time.time_ns())
+
+    def _existing(self, parent: int, name: bytes) -> tuple[Node, NodeEntry]:
+        directory, entry = self._tree.find(parent, name)
+        if entry is None:
+            raise FileError(errno.ENAMETOOLONG if len(name) > NAME_MAX else errno.ENOENT)
+        return directory, entry
+
+    def _exchange(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:
+        if target.value.is_dir() and self._tree.is_below(old, target.value):
+            raise FileError(errno.EINVAL)
+        if entry.value is not target.value:
+            self._tree.exchange(old, entry, new, target, now)
+
+    def _truncate(self, node: Node, size: int, now: int) -> None:
+        if node.content is None:
+            raise FileError(errno.EISDIR if node.is_dir() else errno.EINVAL)
+        if not 0 <= size <= LARGEST_FILE:
+            raise FileError(errno.EINVAL if size < 0 else errno.EFBIG)
+        node.content.truncate(size)
+        node.mtime = node.ctime = now
+
+    def _handle(self, opened: FileHandle | DirectoryHandle) -> int:
+        handle = self._next_handle
+        self._next_handle += 1
+        self._handles[handle] = opened
+        return handle
+
+    def _file(self, handle: int) -> FileHandle:
+        file = self._handles.get(handle)
+        if not isinstance(file, FileHandle):
+            raise FileError(errno.EBADF)
+        return file
+
+    def _directory(self, handle: int) -> DirectoryHandle:
+        directory = self._handles.get(handle)
+        if not isinstance(directory, DirectoryHandle):
+            raise FileError(errno.EBADF)
+        return directory
+
+
+def _check_replaceable(node: Node, victim: Node) -> None:
+    """What rename(2) says about replacing a directory by a file, and the reverse."""
+    if node.is_dir() and not victim.is_dir():
+        raise FileError(errno.ENOTDIR)
+    if victim.is_dir() and not node.is_dir():
+        raise FileError(errno.EISDIR)
+    if victim.entries:
+        raise FileError(errno.ENOTEMPTY)
+
+
+def _drop_privileges(node: Node) -> None:
+    """Take the set-user-ID and set-group-ID bits from a file that changed: the kernel leaves that to us.
+
+    (libfuse turns on FUSE_CAP_HANDLE_KILLPRIV.) A set-group-ID bit without group execution means locking, not a
+    privilege, and stays.
+    """
+    if stat.S_ISREG(node.mode) and node.mode & (stat.S_ISUID | stat.S_ISGID):
+        node.mode &= ~stat.S_ISUID
+        if node.mode & stat.S_IXGRP:
+            node.mode &= ~stat.S_ISGID
+
+
+def _touch(node: Node) -> None:
+    """Set the access time as the mount option relatime does: when it is older than a change, or than a day."""
+    now = time.time_ns()
+    if node.atime <= node.mtime or node.atime <= node.ctime or now - node.atime > DAY:
+        node.atime = now
+
+
+def _write_all(node: Node, data: bytes) -> None:
+    assert node.content is not None
+    if node.content.write(0, memoryview(data)) < len(data):
+        node.content.clear()
+        raise FileError(errno.ENOSPC)
+
+
+def _read_all(content: Content) -> bytes:
+    """All bytes of a short content, immutable because the FUSE library takes nothing else here."""
+    buffer = bytearray(content.size)
+    content.read_into(0, memoryview(buffer))
+    data = bytes(buffer)
+    buffer[:] = bytes(len(buffer))
+    return data

@@ -1,0 +1,306 @@
+"""What a backend is: the contract that the kernel's secret memory, the emulator and a stranger's plug-in fulfil.
+
+A plug-in is a distribution with an entry point in the group "secretfs.backends" (name -> Backend class). It needs this
+module, `secretfs.errors` and `secretfs.libc`; `secretfs.testing` has the suite that tells whether it is right.
+
+`MappedRegion` does for any backend that maps pages what is the same for all of them: views, wiping, closing, and
+staying away from memory that belongs to another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import errno
+import functools
+import os
+import threading
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
+
+from secretfs import libc
+from secretfs.errors import BoundsError, ClosedError, LockLimitExceeded
+
+__all__ = [
+    "BACKEND_API",
+    "Access",
+    "Backend",
+    "Guarantees",
+    "MappedRegion",
+    "Region",
+    "Shareable",
+    "lock_refused",
+    "round_up",
+]
+
+BACKEND_API = 1
+"""The version of this contract. A backend with another `api` is refused."""
+
+
+class Access(enum.IntFlag):
+    """What may be done with a region's pages; WRITE includes reading, as it does for mprotect(2) on most machines."""
+
+    NONE = 0
+    READ = libc.PROT_READ
+    WRITE = libc.PROT_READ | libc.PROT_WRITE
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantees:
+    """What holds for one region, as measured or as the kernel documents it. False means: not promised."""
+
+    off_direct_map: bool = False
+    """The pages are not in the kernel's direct map: /proc/kcore and a stray kernel read do not find them."""
+    refuses_pinning: bool = False
+    """Pinning the pages fails: ptrace, /proc/PID/mem, process_vm_readv, vmsplice, O_DIRECT, for root too."""
+    unswappable: bool = False
+    """The pages are never written to swap."""
+    undumpable: bool = False
+    """The pages are left out of core dumps."""
+    unforkable: bool = False
+    """A forked child does not have them."""
+    cleared_by_kernel: bool = False
+    """The kernel clears the pages when the process dies by kill -9, before anybody else gets them."""
+    not_hibernated: bool = False
+    """The pages cannot end up in a hibernation image."""
+    no_descriptor: bool = False
+    """No open descriptor leads to the pages, so nobody can take it (pidfd_getfd) and map them elsewhere."""
+    device_io: bool = False
+    """A driver may read or write the pages directly (a convenience, not a protection: /dev/fuse, O_DIRECT)."""
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all guarantees, in the order in which they are shown."""
+        return tuple(field.name for field in fields(cls))
+
+    def as_dict(self) -> dict[str, bool]:
+        """The guarantees by name."""
+        return {name: getattr(self, name) for name in self.names()}
+
+    def lost_against(self, better: Guarantees) -> tuple[str, ...]:
+        """The names of what `better` promises and this does not."""
+        return tuple(n for n in self.names() if getattr(better, n) and not getattr(self, n))
+
+
+class Region(Protocol):
+    """A run of whole pages of secret memory, owned by the process that mapped it.
+
+    In a forked child it is dead: any use raises ClosedError, and nothing is wiped or unmapped there.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes, a multiple of the page size."""
+
+    @property
+    def guarantees(self) -> Guarantees:
+        """What holds for this region."""
+
+    def view(self) -> memoryview:
+        """All of the region as writable bytes. Every call has an exporter of its own, which close() watches.
+
+        Raises:
+            ClosedError: after close(), or in a forked child.
+        """
+
+    def protect(self, access: Access) -> None:
+        """Change what the pages may be used for (mprotect(2)); a use against it is SIGSEGV."""
+
+    def wipe(self, offset: int = 0, length: int | None = None) -> None:
+        """Overwrite `length` bytes from `offset` (default: everything) with zeros."""
+
+    def close(self) -> None:
+        """Wipe, then unmap. Twice is fine.
+
+        Raises:
+            BufferError: a view is still in use; the memory is wiped already and goes when the view does.
+        """
+
+
+class Backend(Protocol):
+    """A source of regions. The class is instantiated without arguments and must be cheap to make."""
+
+    api: int
+    """BACKEND_API of the contract it was written for."""
+    name: str
+    """The word for it in `--backend` and SECRETFS_BACKEND; the same as the entry point's."""
+    guarantees: Guarantees
+    """What a region made by map(size) promises."""
+
+    def probe(self) -> None:
+        """Return if regions can be had here and now.
+
+        Raises:
+            BackendUnavailable: with the reason, and the remedy as hint.
+        """
+
+    def map(self, size: int, *, shared: bool = False) -> Region:
+        """A new region of `size` bytes (a positive multiple of the page size), zeroed and faulted in.
+
+        `shared` keeps a descriptor that another process may map; the guarantees say so.
+
+        Raises:
+            LimitError: a limit does not allow it; nothing is left behind.
+            BackendUnavailable: regions cannot be had at all.
+        """
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """Optional: a backend whose shared regions can be mapped by another process that gets the descriptor."""
+
+    def fileno(self, region: Region) -> int:
+        """The descriptor of a region made with shared=True; it stays the region's."""
+
+    def attach(self, fd: int) -> Region:
+        """Map a descriptor that came from elsewhere, after checking that it is what it should be.
+
+        Raises:
+            BackendUnavailable: it is something else, or its size could change under us.
+        """
+
+
+def round_up(size: int, step: int) -> int:
+    """The smallest multiple of `step` that holds `size`."""
+    return (size + step - 1) // step * step
+
+
+def lock_refused(wanted: int, cause: OSError) -> OSError | LockLimitExceeded:
+    """What to raise when the kernel would not lock `wanted` bytes: LockLimitExceeded if that is why, else `cause`."""
+    limit = libc.lock_limit()
+    if cause.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EPERM, errno.EFAULT) or limit is None:
+        return cause
+    return LockLimitExceeded(wanted, used=libc.locked_bytes(), limit=limit)
+
+
+class MappedRegion:
+    """A Region over pages that are mapped already.
+
+    Views: each is a memoryview over an exporter object of its own. Slices and foreign exports keep that object alive,
+    so counting living exporters tells whether anybody could still reach the memory. An exporter holds its region,
+    never the other way round.
+    """
+
+    def __init__(self, address: int, size: int, guarantees: Guarantees, *, fd: int = -1, creator: bool = True) -> None:
+        """Take over `size` bytes mapped at `address`, and `fd` if one is to stay open.
+
+        `creator` says who wipes: someone who attached to another's shared region does not.
+        """
+        self.size = size
+        self.guarantees = guarantees
+        self._address = address
+        self._fd = fd
+        self._creator = creator
+        self._owner = os.getpid()
+        self._lock = threading.RLock()  # an exporter may die inside any line of ours
+        self._exporters = 0
+        self._access = Access.WRITE
+        self._closed = False
+        self._mapped = True
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<{type(self).__module__.partition('.')[0]} region of {self.size} bytes, {state}>"
+
+    def fileno(self) -> int:
+        """The descriptor of a shared region.
+
+        Raises:
+            ClosedError: there is none.
+        """
+        self._require_alive()
+        if self._fd < 0:
+            raise ClosedError("this region keeps no descriptor", hint="make it with shared=True")
+        return self._fd
+
+    def view(self) -> memoryview:
+        self._require_alive()
+        with self._lock:
+            exporter = _exporter_type(self.size).from_address(self._address)
+            exporter.region = self
+            self._exporters += 1
+        return memoryview(exporter).cast("B")
+
+    def protect(self, access: Access) -> None:
+        self._require_alive()
+        self._protect(access)
+
+    def wipe(self, offset: int = 0, length: int | None = None) -> None:
+        self._require_alive()
+        length = self.size - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise BoundsError(f"cannot wipe {length} bytes at {offset}: the region has {self.size}")
+        self._wipe(offset, length)
+
+    def close(self) -> None:
+        with self._lock:
+            if os.getpid() != self._owner or not self._mapped:
+                self._close_descriptor()
+                return
+            if not self._closed:
+                self._closed = True
+                self._close_descriptor()
+                self._protect(Access.WRITE)  # a stale view then reads zeros and never faults
+                if self._creator:
+                    libc.wipe(self._address, self.size)
+            if self._exporters:
+                raise BufferError(
+                    f"{self._exporters} view(s) of a closed region are in use; its memory is wiped and goes with them"
+                )
+            self._unmap()
+
+    def __del__(self) -> None:
+        # A half-built object has no _lock; a region with living exporters never gets here.
+        if hasattr(self, "_mapped"):
+            with contextlib.suppress(OSError):
+                self.close()
+
+    def _require_alive(self) -> None:
+        if self._closed:
+            raise ClosedError("this memory was closed")
+        if os.getpid() != self._owner:
+            raise ClosedError("this memory belongs to the process that this one was forked from")
+
+    def _protect(self, access: Access) -> None:
+        if access is not self._access:
+            libc.mprotect(self._address, self.size, int(access))
+            self._access = access
+
+    def _wipe(self, offset: int, length: int) -> None:
+        before = self._access
+        self._protect(Access.WRITE)
+        libc.wipe(self._address + offset, length)
+        self._protect(before)
+
+    def _close_descriptor(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _unmap(self) -> None:
+        self._mapped = False
+        libc.munmap(self._address, self.size)
+
+    def _exporter_gone(self) -> None:
+        with self._lock:
+            self._exporters -= 1
+            if self._closed and self._mapped and not self._exporters and os.getpid() == self._owner:
+                self._unmap()
+
+
+class _Exporter:
+    """Mixed into a ctypes array type: tells its region when the last view over it is gone."""
+
+    region: MappedRegion
+
+    def __del__(self) -> None:
+        region = getattr(self, "region", None)
+        if region is not None:
+            region._exporter_gone()
+
+
+@functools.cache
+def _exporter_type(size: int) -> Any:
+    """A ctypes array of `size` bytes with _Exporter's ending. Sizes are page multiples, so there are few."""
+    return type("_ExportedBytes", (_Exporter, ctypes.c_char * size), {"_type_": ctypes.c_char, "_length_": size})
