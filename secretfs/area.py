@@ -198,8 +198,8 @@ class SecretArea:
 
 
 @atexit.register
-def _close_all() -> None:
-    """At interpreter exit every area is wiped, also one that something still refers to."""
+def wipe_all() -> None:
+    """Close every area of this process, as it happens at interpreter exit, also those that something refers to."""
     for area in list(_areas):
         with contextlib.suppress(BufferError, OSError):
             area.close()

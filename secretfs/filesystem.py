@@ -352,15 +352,20 @@ class Filesystem:
     def readdir(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Node]]:
         """The entries from position `start` on: (position of the next one, name, node).
 
-        What the directory held when reading began at 0; an entry that was removed since is left out.
+        What the directory held when reading began at 0; an entry that was removed since is left out. "." and ".."
+        come first, and are not references.
         """
         directory = self._directory(handle)
+        node = directory.node
         if start == 0:
-            assert directory.node.entries is not None
-            directory.entries = list(directory.node.entries)
-            _touch(directory.node)
-        for position in range(start, len(directory.entries)):
-            entry = directory.entries[position]
+            assert node.entries is not None
+            directory.entries = list(node.entries)
+            _touch(node)
+        for position, (name, special) in enumerate(((b".", node), (b"..", node.parent or node))):
+            if position >= start:
+                yield position + 1, name, special
+        for position in range(max(start, 2), len(directory.entries) + 2):
+            entry = directory.entries[position - 2]
             if entry.live:
                 yield position + 1, entry.name(), entry.value
 

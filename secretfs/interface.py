@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 from secretfs import libc
-from secretfs.errors import BoundsError, ClosedError, LockLimitExceeded
+from secretfs.errors import BoundsError, ClosedError, LimitError, LockLimitExceeded
 
 __all__ = [
     "BACKEND_API",
@@ -34,6 +34,7 @@ __all__ = [
     "round_up",
 ]
 
+_OPEN_FILES = "raise the limit on open files: `ulimit -n`, LimitNOFILE= in a systemd unit"
 BACKEND_API = 1
 """The version of this contract. A backend with another `api` is refused."""
 
@@ -166,12 +167,18 @@ def round_up(size: int, step: int) -> int:
     return (size + step - 1) // step * step
 
 
-def lock_refused(wanted: int, cause: OSError) -> OSError | LockLimitExceeded:
-    """What to raise when the kernel would not lock `wanted` bytes: LockLimitExceeded if that is why, else `cause`."""
-    limit = libc.lock_limit()
-    if cause.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EPERM, errno.EFAULT) or limit is None:
+def lock_refused(wanted: int, cause: OSError) -> OSError | LimitError:
+    """What to raise when the kernel would not give `wanted` bytes: a LimitError if a limit is why, else `cause`."""
+    if cause.errno in (errno.EMFILE, errno.ENFILE):
+        return LimitError(f"cannot map {wanted} bytes: {os.strerror(cause.errno)}", hint=_OPEN_FILES)
+    if cause.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EPERM, errno.EFAULT):
         return cause
-    return LockLimitExceeded(wanted, used=libc.locked_bytes(), limit=limit)
+    limit, used = libc.lock_limit(), libc.locked_bytes()
+    if limit is not None and (cause.errno != errno.ENOMEM or used + wanted > limit):
+        return LockLimitExceeded(wanted, used=used, limit=limit)
+    if cause.errno == errno.EPERM:
+        return cause
+    return LimitError(f"cannot map {wanted} bytes: {os.strerror(errno.ENOMEM)}")
 
 
 class MappedRegion:
@@ -253,7 +260,7 @@ class MappedRegion:
     def __del__(self) -> None:
         # A half-built object has no _lock; a region with living exporters never gets here.
         if hasattr(self, "_mapped"):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, BufferError):  # a garbage cycle may hold region and view alike
                 self.close()
 
     def _require_alive(self) -> None:

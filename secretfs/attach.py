@@ -1,0 +1,163 @@
+"""Getting a FUSE file system into the tree and out of it: mount(2) as root, fusermount3 as anybody else.
+
+It returns /dev/fuse's descriptor and keeps none. What fusermount3 says is the only source of its reasons; it is
+translated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+
+from secretfs import libc
+from secretfs.errors import FuseUnavailable, MountBusy, MountError, MountpointError, SecretFSError
+from secretfs.mountinfo import KIND
+
+__all__ = ["MAX_READ", "attach", "detach", "require_fuse"]
+
+DEVICE = "/dev/fuse"
+MAX_READ = 1 << 20
+"""The largest read that the kernel asks for at once, in bytes: the window's size."""
+_INSTALL_FUSE = "apt-get install fuse3"
+_HELPERS = ("/usr/bin/fusermount3", "/bin/fusermount3", "/usr/local/bin/fusermount3")
+
+
+def require_fuse() -> None:
+    """Return if a mount can be tried.
+
+    Raises:
+        FuseUnavailable: /dev/fuse or, for an ordinary user, fusermount3 is missing.
+    """
+    try:
+        mode = os.stat(DEVICE).st_mode
+    except FileNotFoundError:
+        raise FuseUnavailable(
+            f"{DEVICE} does not exist", hint="modprobe fuse; in a container: docker run --device /dev/fuse"
+        ) from None
+    if not stat.S_ISCHR(mode):
+        raise FuseUnavailable(f"{DEVICE} is not a device", hint="mknod -m 666 /dev/fuse c 10 229")
+    if os.geteuid() != 0:
+        _helper()
+
+
+def attach(fd: int, path: str, *, allow_other: bool, allow_dev: bool, allow_suid: bool) -> int:
+    """Mount on the directory that `fd` (O_PATH) refers to, which is `path`, and return the descriptor of /dev/fuse.
+
+    Raises:
+        FuseUnavailable: FUSE cannot be used here.
+        MountpointError: the directory cannot be used.
+    """
+    options = [f"max_read={MAX_READ}", "default_permissions"] + ["allow_other"] * allow_other
+    if os.geteuid() != 0:
+        return _attach_with_helper(path, options)
+    flags = (0 if allow_dev else libc.MS_NODEV) | (0 if allow_suid else libc.MS_NOSUID)
+    return _attach_as_root(fd, options, flags)
+
+
+def detach(path: str, *, lazy: bool) -> None:
+    """Unmount `path`, or with `lazy` take it out of the tree while files are still open.
+
+    Raises:
+        MountBusy: something is in use, and `lazy` was not asked for.
+        MountError: it cannot be unmounted.
+    """
+    if os.geteuid() != 0:
+        _detach_with_helper(path, lazy=lazy)
+        return
+    try:
+        libc.umount(path, libc.UMOUNT_NOFOLLOW | (libc.MNT_DETACH if lazy else 0))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise _busy(path) from error
+        raise MountError(f"{path!r} cannot be unmounted: {os.strerror(error.errno or 0).lower()}") from error
+
+
+def _attach_as_root(fd: int, options: list[str], flags: int) -> int:
+    try:
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise FuseUnavailable(
+            f"{DEVICE} cannot be opened: {os.strerror(error.errno or 0).lower()}",
+            hint="modprobe fuse; in a container: docker run --device /dev/fuse --cap-add SYS_ADMIN",
+        ) from error
+    data = ",".join([f"fd={device}", f"rootmode={stat.S_IFDIR:o}", "user_id=0", "group_id=0", *options])
+    try:
+        libc.mount("secretfs", f"/proc/self/fd/{fd}", KIND, flags, data)
+    except OSError as error:
+        os.close(device)
+        raise FuseUnavailable(
+            f"the kernel refuses to mount: {os.strerror(error.errno or 0).lower()}",
+            hint="in a container: docker run --cap-add SYS_ADMIN --security-opt apparmor=unconfined",
+        ) from error
+    return device
+
+
+def _attach_with_helper(path: str, options: list[str]) -> int:
+    """fusermount3 opens the device, mounts and sends the descriptor through the socket in _FUSE_COMMFD."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        words = ",".join([*options, "fsname=secretfs", f"subtype={KIND.partition('.')[2]}", "nosuid", "nodev"])
+        said = _run([_helper(), "-o", words, "--", path], pass_fd=theirs.fileno())
+        theirs.close()
+        if said is not None:
+            raise _refusal(path, said)
+        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    if not descriptors:
+        raise FuseUnavailable("fusermount3 mounted, but sent no descriptor")
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0]
+
+
+def _detach_with_helper(path: str, *, lazy: bool) -> None:
+    said = _run([_helper(), "-u", *(["-z"] if lazy else []), "--", path])
+    if said is None:
+        return
+    if "busy" in said.lower():
+        raise _busy(path)
+    raise MountError(f"{path!r} cannot be unmounted: {said}")
+
+
+def _run(command: list[str], *, pass_fd: int | None = None) -> str | None:
+    """Run the helper; None if it succeeded, else what it said."""
+    environment = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    if pass_fd is not None:
+        environment["_FUSE_COMMFD"] = str(pass_fd)
+    done = subprocess.run(
+        command, env=environment, pass_fds=() if pass_fd is None else (pass_fd,), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode == 0:
+        return None
+    return done.stderr.strip().replace("\n", "; ").removeprefix("fusermount3: ") or f"exit code {done.returncode}"
+
+
+def _refusal(path: str, said: str) -> SecretFSError:
+    if "user_allow_other" in said:
+        return FuseUnavailable(
+            "an ordinary user may not use --allow-other here",
+            hint="root adds the line user_allow_other to /etc/fuse.conf",
+        )
+    if DEVICE in said or "fuse device" in said or "modprobe" in said:
+        return FuseUnavailable(f"FUSE cannot be used: {said}", hint="chmod 666 /dev/fuse, as udev does by default")
+    if "mountpoint" in said or "permission" in said.lower():
+        return MountpointError(f"the mountpoint {path!r} is refused: {said}", hint="mount on a directory of your own")
+    return FuseUnavailable(f"fusermount3 failed: {said}")
+
+
+def _busy(path: str) -> MountBusy:
+    return MountBusy(
+        f"{path!r} is in use", hint=f"close what uses it (fuser -vm {path}), or secretfs umount --lazy {path}"
+    )
+
+
+def _helper() -> str:
+    """fusermount3; not through PATH alone, because mount(8) and units run with odd ones."""
+    found = shutil.which("fusermount3")
+    for candidate in ((found,) if found else ()) + _HELPERS:
+        if os.access(candidate, os.X_OK):
+            return candidate
+    raise FuseUnavailable("fusermount3 is not installed, and only root can mount without it", hint=_INSTALL_FUSE)

@@ -1,0 +1,182 @@
+"""The command `secretfs`: reads arguments, calls a command, turns an error into two lines and an exit code.
+
+A distribution may add commands through the entry point group "secretfs.commands" (name -> main(argv) -> int).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from secretfs import commands
+from secretfs.console import complain
+from secretfs.errors import SecretFSError
+from secretfs.sizes import parse_mode, parse_size
+
+__all__ = ["build_parser", "main"]
+
+ENTRY_POINTS = "secretfs.commands"
+
+DESCRIPTION = (
+    "Keep secrets in memory that is out of reach: files in a mount, on memfd_secret(2) where the kernel has it."
+)
+EXAMPLES = """\
+examples:
+  secretfs mount ~/keys                       mount on the empty directory ~/keys
+  openssl genpkey -algorithm ed25519 -out ~/keys/key.pem
+  secretfs status                             what is mounted, and what it promises
+  secretfs umount ~/keys                      destroy everything in it
+  secretfs backends                           what this machine can promise, and how to get more
+
+exit codes:
+  0 done   1 failed   2 usage   3 backend unavailable   4 mountpoint unusable   5 FUSE unavailable
+  6 busy   7 nothing mounted there   8 lock, cgroup or size limit
+"""
+MOUNT_EXAMPLES = """\
+Everything in a mount is gone at umount and at reboot: keep another copy of what you cannot make again.
+
+examples:
+  secretfs mount ~/keys
+  secretfs mount --backend kernel --size 64M /run/keys     fail rather than fall back to ordinary locked memory
+  secretfs mount --foreground /run/keys                    for a service manager
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        foreign = _foreign_command(words)
+        if foreign is not None:
+            return foreign(words[1:])
+        parsed = build_parser().parse_args(words)
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
+    except SecretFSError as error:
+        complain(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN):
+            complain(SecretFSError(f"the system is out of resources: {os.strerror(error.errno).lower()}"))
+            return 1
+        raise
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        "secretfs", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action=_Version, help="show versions, the backend in force and native parts")
+    every = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_mount(every)
+    umount = _add(every, "umount", commands.umount, "unmount, and destroy what is in it")
+    _directory(umount, "the mountpoint")
+    umount.add_argument("--lazy", action="store_true", help="also when files are open: they die when they are closed")
+    status = _add(every, "status", commands.status, "what is mounted, and what it promises")
+    _directory(status, "one mountpoint; default: all that are yours", optional=True)
+    status.add_argument("--json", action="store_true", help="one JSON object for programs")
+    backends = _add(every, "backends", commands.backends, "which backends work here, and what would make others work")
+    backends.add_argument("--json", action="store_true", help="one JSON object for programs")
+    _add(
+        every,
+        "install-mount-helper",
+        commands.install_mount_helper,
+        "make `mount -t fuse.secretfs` and fstab work (root)",
+    )
+    completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+    return parser
+
+
+def _add_mount(every: Any) -> None:
+    mount = _add(every, "mount", commands.mount, "mount a secretfs on an empty directory", epilog=MOUNT_EXAMPLES)
+    _directory(mount, "an empty directory")
+    mount.add_argument("--backend", metavar="B", help="auto (default), kernel, emulator, or the name of a plug-in")
+    mount.add_argument(
+        "--size", type=_read(parse_size), metavar="SIZE", help="room for file data (default 16M, or what may be locked)"
+    )
+    mount.add_argument("--max-files", type=_read(_count), metavar="N", help="how many files there may be")
+    mount.add_argument(
+        "--mode", type=_read(parse_mode), default=0o700, metavar="MODE", help="permissions of the root (default 0700)"
+    )
+    mount.add_argument("--allow-other", action="store_true", help="let other users in, as far as file modes allow")
+    mount.add_argument("--allow-dev", action="store_true", help="honour device nodes (root only)")
+    mount.add_argument("--allow-suid", action="store_true", help="honour set-user-ID bits (root only)")
+    mount.add_argument(
+        "--cached", action="store_true", help="allow shared mmap: plaintext then is in the page cache too"
+    )
+    mount.add_argument(
+        "--force", action="store_true", help="accept a mountpoint that is not empty, or not safe from others"
+    )
+    mount.add_argument("--foreground", action="store_true", help="stay, log to stderr, end at SIGTERM or Ctrl-C")
+
+
+def _add(
+    every: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str, *, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = every.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _directory(parser: argparse.ArgumentParser, text: str, *, optional: bool = False) -> None:
+    argument: Any = parser.add_argument("path", metavar="DIR", help=text, nargs="?" if optional else None)
+    argument.complete = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+
+
+def _read(parse: Callable[[str], int]) -> Callable[[str], int]:
+    """argparse hides the message of a ValueError; this one shows it."""
+
+    def read(text: str) -> int:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 48:
+        raise ValueError(f"{text!r} is not a number of files")
+    return int(text)
+
+
+class _Version(argparse.Action):
+    """--version asks for the backend in force, which takes a probe: only when it is wanted."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(commands.version())
+        parser.exit()
+
+
+def _foreign_command(words: list[str]) -> Callable[[list[str]], int] | None:
+    """The `main` of a command that another distribution brings, if the first word names one and none of ours does."""
+    if not words or words[0].startswith("-") or words[0] in OURS:
+        return None
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINTS, name=words[0]):
+        found: Callable[[list[str]], int] = entry.load()
+        return found
+    return None
+
+
+OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion")

@@ -1,0 +1,272 @@
+"""pyfuse3's requests, decoded into calls of the file system, and its answers encoded.
+
+It only translates: what an operation means is decided in `filesystem.py`. It is the one place where an error becomes
+an errno reply (`_errno_of`). Handlers are plain functions; `_request` makes them the coroutines that pyfuse3 wants.
+None of them awaits, so one request is done before the next begins and the reply follows at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
+
+from secretfs.errors import FileError, LimitError, SecretFSError
+from secretfs.filesystem import Changes, Filesystem
+from secretfs.heap import SLOT
+from secretfs.names import NAME_MAX
+from secretfs.nodes import ROOT, Node
+from secretfs.window import Window
+
+__all__ = ["STATUS", "Operations"]
+
+STATUS = b"user.secretfs.status"
+"""The extended attribute of the root that answers with the mount's status, for its owner and root."""
+_PRIVATE = b"user.secretfs."
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _errno_of(error: BaseException) -> int:
+    """The errno that a caller gets for `error`. What is not an error of ours is logged, without its message."""
+    if isinstance(error, LimitError):
+        return errno.ENOSPC  # what a full file system says, whichever limit it was
+    if isinstance(error, SecretFSError):
+        return error.errno
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    log.error("a request failed: %s at %s:%s", type(error).__name__, last.filename, last.lineno)
+    return errno.EIO
+
+
+def _request(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make a coroutine of `handler`, whose errors become replies."""
+
+    @functools.wraps(handler)
+    async def coroutine(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return handler(*arguments, **named)
+        except Exception as error:  # noqa: BLE001 - anything else would end the mount
+            code = _errno_of(error)
+        raise FUSEError(code)  # outside the except block: nothing of the error is kept alive
+
+    return coroutine
+
+
+class Operations(pyfuse3.Operations):
+    """The request handlers of one mount."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        window: Window,
+        *,
+        owner: int,
+        cached: bool,
+        status: dict[bytes, Callable[[], bytes]],
+        ready: Callable[[], None],
+    ) -> None:
+        """Serve `filesystem`.
+
+        Args:
+            filesystem: what the requests are about.
+            window: where replies to reads are bounced.
+            owner: the user whose mount it is.
+            cached: let the kernel keep file data in its page cache.
+            status: read-only attributes of the root, by name, for the owner and root.
+            ready: called when the kernel has been answered for the first time.
+        """
+        super().__init__()
+        self._filesystem = filesystem
+        self._window = window
+        self._owner = owner
+        self._cached = cached
+        self._status = status
+        self._ready = ready
+
+    def init(self) -> None:
+        """The kernel and libfuse have agreed on a protocol."""
+        self._ready()
+
+    def stacktrace(self) -> None:
+        """Do nothing: any user may ask for it through an extended attribute, and a stack can hold secrets."""
+
+    # Names
+
+    @_request
+    def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return _entry(self._filesystem.lookup(parent, name))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        self._filesystem.forget(inode_list)
+
+    @_request
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return _entry(self._filesystem.mknod(parent, name, mode, rdev, ctx))
+
+    @_request
+    def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return _entry(self._filesystem.mkdir(parent, name, mode, ctx))
+
+    @_request
+    def symlink(self, parent: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        return _entry(self._filesystem.symlink(parent, name, target, ctx))
+
+    @_request
+    def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self._filesystem.readlink(inode)
+
+    @_request
+    def link(self, inode: int, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return _entry(self._filesystem.link(inode, parent, name))
+
+    @_request
+    def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._filesystem.unlink(parent, name)
+
+    @_request
+    def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._filesystem.rmdir(parent, name)
+
+    @_request
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: RequestContext
+    ) -> None:
+        self._filesystem.rename(parent, name, new_parent, new_name, flags)
+
+    # Attributes
+
+    @_request
+    def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return _entry(self._filesystem.getattr(inode))
+
+    @_request
+    def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime=attr.st_atime_ns if fields.update_atime else None,
+            mtime=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return _entry(self._filesystem.setattr(inode, changes, ctx))
+
+    @_request
+    def statfs(self, ctx: RequestContext) -> StatvfsData:
+        full = self._filesystem.statistics()
+        data = StatvfsData()
+        data.f_bsize = data.f_frsize = SLOT
+        data.f_blocks = full.size // SLOT
+        data.f_bfree = data.f_bavail = (full.size - full.used) // SLOT
+        data.f_files = full.max_files
+        data.f_ffree = data.f_favail = full.max_files - full.files
+        data.f_namemax = NAME_MAX
+        return data
+
+    @_request
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if name.startswith(_PRIVATE):
+            raise FileError(errno.EPERM)
+        self._filesystem.setxattr(inode, name, value)
+
+    @_request
+    def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if inode == ROOT and name in self._status and ctx.uid in (0, self._owner):
+            return self._status[name]()
+        return self._filesystem.getxattr(inode, name)
+
+    @_request
+    def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        return self._filesystem.listxattr(inode, ctx)
+
+    @_request
+    def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._filesystem.removexattr(inode, name)
+
+    # Open files and directories
+
+    @_request
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        handle, node = self._filesystem.create(parent, name, mode, flags, ctx)
+        return self._file_info(handle), _entry(node)
+
+    @_request
+    def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        return self._file_info(self._filesystem.open(inode, flags, ctx))
+
+    @_request
+    def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]  # any buffer will do
+        window = self._window.lend(size)
+        return window[: self._filesystem.read_into(fh, off, window)]
+
+    @_request
+    def write(self, fh: int, off: int, buf: bytes) -> int:
+        return self._filesystem.write(fh, off, memoryview(buf))
+
+    async def flush(self, fh: int) -> None:
+        """Nothing is buffered."""
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """There is no disk."""
+
+    @_request
+    def release(self, fh: int) -> None:
+        self._filesystem.release(fh)
+
+    @_request
+    def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return self._filesystem.opendir(inode)
+
+    @_request
+    def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        for position, name, node in self._filesystem.readdir(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, _entry(node), position):
+                break
+            if name not in (b".", b".."):
+                self._filesystem.refer(node)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """There is no disk."""
+
+    @_request
+    def releasedir(self, fh: int) -> None:
+        self._filesystem.releasedir(fh)
+
+    def _file_info(self, handle: int) -> FileInfo:
+        """Direct I/O: the data passes the page cache by, which is in the kernel's direct map."""
+        return FileInfo(fh=handle, direct_io=not self._cached, keep_cache=False)
+
+
+def _entry(node: Node) -> EntryAttributes:
+    """A node's attributes as pyfuse3 wants them. All changes go through this kernel, so it may cache them."""
+    entry = EntryAttributes()
+    entry.st_ino = node.ino
+    entry.st_mode = node.mode
+    entry.st_nlink = node.nlink
+    entry.st_uid = node.uid
+    entry.st_gid = node.gid
+    entry.st_rdev = node.rdev
+    entry.st_size = node.size
+    entry.st_blocks = -(-node.allocated // 512)
+    entry.st_atime_ns = node.atime
+    entry.st_mtime_ns = node.mtime
+    entry.st_ctime_ns = node.ctime
+    return entry

@@ -1,0 +1,248 @@
+"""One mount's life, seen from the parent: start the daemon, mount, wait, unmount.
+
+The parent holds no secret and no descriptor of /dev/fuse. It outlives the daemon, whatever ends that (kill -9 and the
+OOM killer included), and then takes the mountpoint out of the tree, which a dead daemon could not do and a daemon that
+has given up its privileges may not.
+
+    secretfs mount ---fork---> parent ---fork---> daemon (daemon.py)
+         ^ one line of JSON      |   socketpair     |
+         +-----------------------+  prepared, ready +-- pyfuse3, trio, the areas
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from secretfs import attach, daemon, mountinfo
+from secretfs.daemon import ENDING, MountOptions
+from secretfs.errors import MountError, SecretFSError
+from secretfs.mountpoint import open_mountpoint
+from secretfs.process import close_descriptors, harden, leave_terminal, log_to
+
+__all__ = ["Failure", "mount_detached", "mount_foreground"]
+
+Report = Callable[[dict[str, Any]], None]
+log = logging.getLogger(__name__)
+
+
+class Failure(SecretFSError):
+    """An error that happened in another process, with its exit code."""
+
+    def __init__(self, message: str, hint: str = "", exit_code: int = 1) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+def mount_foreground(options: MountOptions, report: Report) -> int:
+    """Mount and stay until the mount ends; `report` gets the daemon's summary once the mount answers.
+
+    Returns:
+        An exit code: 0 when the mount has ended in order and is gone.
+
+    Raises:
+        SecretFSError: it could not be mounted.
+    """
+    log_to(syslog=False)
+    return _Parent(options, report).live()
+
+
+def mount_detached(options: MountOptions) -> dict[str, Any]:
+    """Mount, return the daemon's summary when the mount answers, and leave the mount to processes of its own.
+
+    Raises:
+        SecretFSError: it could not be mounted.
+    """
+    harden()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _detached(options, writer)
+    os.close(writer)
+    try:
+        with open(reader, encoding="utf-8") as lines:
+            answer = lines.readline()
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    if not answer:
+        raise MountError("the process that was to mount has died", hint="see the system log")
+    message: dict[str, Any] = json.loads(answer)
+    if "failed" in message:
+        os.waitpid(child, 0)
+        raise Failure(**message["failed"])
+    return message
+
+
+def _detached(options: MountOptions, writer: int) -> None:
+    """The parent process of a detached mount. Never returns."""
+    code = 1
+    try:
+        path = os.path.abspath(options.path)  # before the working directory is left
+        leave_terminal(writer)
+        log_to(syslog=True)
+
+        def report(message: dict[str, Any]) -> None:
+            os.write(writer, json.dumps(message).encode() + b"\n")
+            os.close(writer)
+
+        try:
+            code = _Parent(_at(options, path), report).live()
+        except SecretFSError as error:
+            report({"failed": {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}})
+            code = error.exit_code
+    except BaseException as error:  # noqa: BLE001 - a forked child must not run its caller's handlers
+        log.error("the parent process failed: %s: %s", type(error).__name__, error)
+    finally:
+        os._exit(code)
+
+
+def _at(options: MountOptions, path: str) -> MountOptions:
+    from dataclasses import replace
+
+    return replace(options, path=path)
+
+
+class _Parent:
+    """The small process that mounts, waits for the daemon's end, and unmounts."""
+
+    def __init__(self, options: MountOptions, report: Report) -> None:
+        """Harden this process, check the mountpoint and start the daemon."""
+        harden()
+        self._options = options
+        self._report = report
+        self._device = ""  # major:minor, once it is mounted
+        attach.require_fuse()
+        self._directory, self._path = open_mountpoint(options.path, force=options.force)
+        self._wake = _wake_on_signals()
+        self._channel, self._daemon = _fork_daemon(options)
+
+    def live(self) -> int:
+        """Mount, serve, unmount."""
+        try:
+            self._start()
+        except BaseException:
+            self._detach()
+            os.kill(self._daemon, signal.SIGTERM)
+            self._reap()
+            raise
+        self._wait()
+        self._detach()
+        code = self._reap()
+        return code if not self._mounted() else 1
+
+    def _start(self) -> None:
+        summary = self._expect("prepared")
+        try:
+            device = attach.attach(
+                self._directory, self._path, allow_other=self._options.allow_other,
+                allow_dev=self._options.allow_dev, allow_suid=self._options.allow_suid,
+            )  # fmt: skip
+        finally:
+            os.close(self._directory)
+        try:
+            mount = mountinfo.find(self._path)
+            self._device = mount.device if mount else ""
+            socket.send_fds(self._channel, [b"+"], [device])
+        finally:
+            os.close(device)
+        self._expect("ready")
+        log.info("mounted on %s, backend %s", self._path, summary["backend"])
+        self._report({**summary, "mountpoint": self._path})
+
+    def _expect(self, kind: str) -> Any:
+        """Wait for one message of the daemon's."""
+        message = self._receive()
+        if message is None:
+            raise MountError("the daemon died before the mount was ready", hint="see the system log")
+        if "failed" in message:
+            raise Failure(**message["failed"])
+        if kind not in message:
+            raise MountError("the mount was stopped by a signal before it was ready")
+        return message[kind]
+
+    def _wait(self) -> None:
+        """Until the daemon is gone, or a signal says that it should be."""
+        while True:
+            message = self._receive()
+            if message is None:
+                return
+            if "detach" in message:
+                self._detach()
+                self._channel.send(b"+")
+            if "signal" in message:
+                self._detach()
+                os.kill(self._daemon, signal.SIGTERM)  # our own child, not reaped yet: the pid is surely its
+
+    def _receive(self) -> dict[str, Any] | None:
+        """The next message of the daemon's, {"signal": true} after a signal, or None when the daemon is gone."""
+        while True:
+            channel = self._channel.fileno()
+            readable, _, _ = select.select([channel, self._wake], [], [])
+            if self._wake in readable and any(number in ENDING for number in os.read(self._wake, 64)):
+                return {"signal": True}
+            if channel in readable:
+                try:
+                    message = self._channel.recv(65536)
+                except ConnectionResetError:
+                    message = b""
+                decoded: dict[str, Any] | None = json.loads(message) if message else None
+                return decoded
+
+    def _mounted(self) -> mountinfo.Mount | None:
+        """Our mount, wherever it was moved to."""
+        return next((m for m in mountinfo.mounts() if self._device and m.device == self._device), None)
+
+    def _detach(self) -> None:
+        """Take the mount out of the tree, lazily: whoever has a file open gets ENOTCONN when the daemon ends."""
+        mount = self._mounted()
+        if mount is None:
+            return
+        try:
+            attach.detach(mount.mountpoint, lazy=True)
+        except SecretFSError as error:
+            log.error("%s; secretfs umount %s clears it", error, mount.mountpoint)
+
+    def _reap(self) -> int:
+        """Close the channel, which ends a daemon that still waits for its descriptor, and return how it ended."""
+        self._channel.close()
+        _, status = os.waitpid(self._daemon, 0)
+        if os.WIFSIGNALED(status):
+            log.error("the daemon was killed by %s", signal.Signals(os.WTERMSIG(status)).name)
+            return 1
+        return os.WEXITSTATUS(status)
+
+
+def _fork_daemon(options: MountOptions) -> tuple[socket.socket, int]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return ours, pid
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        ours.close()
+        close_descriptors(theirs.fileno())
+        code = daemon.run(options, theirs)
+    finally:
+        os._exit(code)
+
+
+def _wake_on_signals() -> int:
+    """A descriptor from which the numbers of signals that came can be read."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in ENDING:
+        signal.signal(number, lambda *_: None)
+    return reader
