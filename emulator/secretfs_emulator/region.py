@@ -20,6 +20,13 @@ class Region(MappedRegion):
 
         Private memory where possible: a memfd stays reachable for root through /proc/PID/map_files.
         """
+        try:
+            return cls._create(size, guarantees, shared=shared)
+        except OSError as error:
+            raise lock_refused(size, error) from error
+
+    @classmethod
+    def _create(cls, size: int, guarantees: Guarantees, *, shared: bool) -> Region:
         if not shared:
             return cls._locked(libc.mmap_anonymous(size), size, guarantees)
         fd = os.memfd_create("secretfs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -37,9 +44,9 @@ class Region(MappedRegion):
         own = os.dup(fd)
         try:
             return cls._locked(libc.mmap_shared(own, size), size, guarantees, fd=own, creator=False)
-        except BaseException:
+        except OSError as error:
             os.close(own)
-            raise
+            raise lock_refused(size, error) from error
 
     @classmethod
     def _locked(cls, address: int, size: int, guarantees: Guarantees, *, fd: int = -1, creator: bool = True) -> Region:
@@ -48,9 +55,9 @@ class Region(MappedRegion):
             libc.madvise(address, size, libc.MADV_DONTDUMP)
             if fd < 0:
                 libc.madvise(address, size, libc.MADV_DONTFORK)
-        except OSError as error:
+        except OSError:
             libc.munmap(address, size)
-            raise lock_refused(size, error) from error
+            raise
         if fd >= 0:
             guarantees = replace(guarantees, unforkable=False, no_descriptor=False)
         return cls(address, size, guarantees, fd=fd, creator=creator)

@@ -46,7 +46,11 @@ class Backend:
 
     def attach(self, fd: int) -> Region:
         """Map a memfd_secret descriptor from elsewhere; its size is fixed by the kernel once it has one."""
-        if libc.file_system_magic(fd) != libc.SECRETMEM_MAGIC:
+        try:
+            magic = libc.file_system_magic(fd)
+        except OSError as error:
+            raise BackendUnavailable(f"descriptor {fd} is not open") from error
+        if magic != libc.SECRETMEM_MAGIC:
             raise BackendUnavailable(f"descriptor {fd} is not secret memory of the kernel")
         size = os.fstat(fd).st_size
         if size <= 0 or size % libc.PAGE_SIZE:

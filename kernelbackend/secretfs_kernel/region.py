@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ class Region(MappedRegion):
         pidfd_getfd(2) and map the secret. Faulting in comes last, through the kernel: newer kernels count pages
         against the lock limit only then, and report an excess as SIGBUS to whoever touches the page.
         """
-        fd = libc.memfd_secret(os.O_CLOEXEC)
+        fd = cls._descriptor(size)
         try:
             os.ftruncate(fd, size)
             region = cls._map(fd, size, guarantees, shared=shared)
@@ -48,6 +49,15 @@ class Region(MappedRegion):
         except BaseException:
             os.close(own)
             raise
+
+    @staticmethod
+    def _descriptor(size: int) -> int:
+        try:
+            return libc.memfd_secret(os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EPERM:  # a filter's answer, and no limit's
+                raise
+            raise lock_refused(size, error) from error
 
     @classmethod
     def _map(cls, fd: int, size: int, guarantees: Guarantees, *, shared: bool, creator: bool = True) -> Region:
