@@ -10,11 +10,11 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from secretfs import commands
 from secretfs.console import complain
-from secretfs.errors import SecretFSError
+from secretfs.errors import SecretFSError, UsageError
 from secretfs.sizes import parse_mode, parse_size
 
 __all__ = ["build_parser", "main"]
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "secretfs", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action=_Version, help="show versions, the backend in force and native parts")
@@ -97,6 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our way of complaining."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(UsageError(message, hint=f"{self.prog} --help"))
+        raise SystemExit(UsageError.exit_code)
 
 
 def _add_mount(every: Any) -> None:

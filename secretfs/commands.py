@@ -91,7 +91,9 @@ def status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"version": 1, "mounts": answers}))
     else:
-        print("\n\n".join(_status_text(answer) for answer in answers) or "no secretfs is mounted")
+        text = "\n\n".join(_status_text(answer) for answer in answers)
+        if text or not chosen:
+            print(text or "no secretfs is mounted")
     return code
 
 
