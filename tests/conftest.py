@@ -68,3 +68,4 @@ def _forget() -> None:
     registry._entry_points.cache_clear()
     registry._load.cache_clear()
     registry._verdicts.clear()
+    registry._warned.clear()
