@@ -103,10 +103,11 @@ def choose(argument: str | None = None) -> Choice:
 
 
 def choose_warning(argument: str | None = None) -> Choice:
-    """choose(), with a ReducedGuaranteesWarning (shown once) where guarantees were lost: for the Python API."""
+    """choose(), with one ReducedGuaranteesWarning per process where guarantees were lost: for the Python API."""
     choice = choose(argument)
-    if choice.warning:
+    if choice.warning and choice.warning not in _warned:
         warnings.warn(choice.warning, ReducedGuaranteesWarning, stacklevel=3)
+        _warned.add(choice.warning)  # not if the warning was made an error: then each attempt fails
     return choice
 
 
@@ -171,7 +172,7 @@ def _load(name: str) -> Backend:
 
     try:
         backend: Backend = EntryPoint(name, values[0], ENTRY_POINTS).load()()
-        api = backend.api
+        api, own_name = backend.api, backend.name
     except Exception as error:
         raise PluginError(
             f"the backend {name!r} ({values[0]}) cannot be loaded: {type(error).__name__}: {error}", hint=_INSTALL
@@ -181,10 +182,13 @@ def _load(name: str) -> Backend:
             f"the backend {name!r} ({values[0]}) has API version {api!r}, and this secretfs knows {BACKEND_API}",
             hint="install versions of the two that fit together",
         )
+    if own_name != name:  # or a stranger could pass for ours in every message
+        raise PluginError(f"the backend {name!r} ({values[0]}) calls itself {own_name!r}")
     return backend
 
 
 _verdicts: dict[str, SecretFSError | None] = {}
+_warned: set[str] = set()
 
 
 def _probed(backend: Backend) -> None:
