@@ -138,7 +138,8 @@ class SecretArea:
 
         Raises:
             LimitError: there is no room for both; the area is as it was.
-            BufferError: a view is still in use; the area is as it was.
+            BufferError: a view is still in use; the area has moved all the same, and what it left is wiped already
+                and goes when the view does.
         """
         self._bytes(0, 0)
         if size <= 0:
