@@ -24,7 +24,7 @@ from secretfs import attach, daemon, mountinfo
 from secretfs.daemon import ENDING, MountOptions
 from secretfs.errors import MountError, SecretFSError
 from secretfs.mountpoint import open_mountpoint
-from secretfs.process import close_descriptors, harden, leave_terminal, log_to
+from secretfs.process import close_descriptors, harden, leave_terminal, log_to, notify_ready
 
 __all__ = ["Failure", "mount_detached", "mount_foreground"]
 
@@ -50,7 +50,12 @@ def mount_foreground(options: MountOptions, report: Report) -> int:
         SecretFSError: it could not be mounted.
     """
     log_to(syslog=False)
-    return _Parent(options, report).live()
+
+    def report_and_notify(message: dict[str, Any]) -> None:
+        report(message)
+        notify_ready()
+
+    return _Parent(options, report_and_notify).live()
 
 
 def mount_detached(options: MountOptions) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import logging
 import logging.handlers
 import os
 import resource
+import socket
 import sys
 
 from secretfs import libc
 from secretfs.errors import TracedError
 
-__all__ = ["close_descriptors", "harden", "leave_terminal", "log_to"]
+__all__ = ["close_descriptors", "harden", "leave_terminal", "log_to", "notify_ready"]
 
 SYSLOG = "/dev/log"
 
@@ -55,6 +56,15 @@ def close_descriptors(*keep: int) -> None:
         os.closerange(first, descriptor)
         first = descriptor + 1
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
+def notify_ready() -> None:
+    """Tell a service manager that the mount answers (sd_notify(3), Type=notify); without one do nothing."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.sendto(b"READY=1", address.replace("@", "\0", 1) if address[0] == "@" else address)
 
 
 def log_to(*, syslog: bool) -> None:
