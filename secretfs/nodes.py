@@ -29,7 +29,7 @@ class Node:
     """
 
     __slots__ = (
-        "atime", "content", "ctime", "entries", "gid", "ino", "lookups", "mode",
+        "atime", "content", "ctime", "entries", "gid", "gone", "ino", "lookups", "mode",
         "mtime", "nlink", "opens", "parent", "rdev", "uid", "xattrs",
     )  # fmt: skip
 
@@ -43,6 +43,7 @@ class Node:
         self.atime = self.mtime = self.ctime = now
         self.lookups = 0
         self.opens = 0
+        self.gone = False  # it has neither a name nor a handle any more, and is not counted
         self.content: Content | None = None
         self.entries: Names[Node] | None = None
         self.parent: Node | None = None  # of a directory
@@ -234,9 +235,12 @@ class Tree:
             return
         if node.content is not None:
             node.content.clear()
-        if node.lookups <= 0 and self._nodes.pop(node.ino, None) is not None:
+        self.clear_xattrs(node)
+        if not node.gone:  # the kernel may take its time to forget; room for another file is there at once
+            node.gone = True
             self.files -= 1
-            self.clear_xattrs(node)
+        if node.lookups <= 0:
+            self._nodes.pop(node.ino, None)
 
     def clear_xattrs(self, node: Node) -> None:
         """Wipe all extended attributes."""
