@@ -1,0 +1,200 @@
+"""What the tests of real mounts share: the installed command, a mount that cleans up after itself, waiting for events.
+
+Nothing here sleeps: the end of a process is waited for on a pidfd, a change of the mount table on
+/proc/self/mountinfo (proc(5): POLLPRI), and each wait has an end that fails the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secretfs_kernel
+from secretfs.errors import BackendUnavailable
+
+SECRETFS = os.path.join(os.path.dirname(sys.executable), "secretfs")
+PATIENCE = 20.0
+"""Seconds that anything may take that is waited for."""
+NOBODY = 65534
+ROOT = os.geteuid() == 0
+
+needs_root = pytest.mark.skipif(not ROOT, reason="needs root: it acts as several users, or reads another process")
+
+
+def have_secretmem() -> bool:
+    """Whether the kernel's backend works here."""
+    try:
+        secretfs_kernel.Backend().probe()
+    except BackendUnavailable:
+        return False
+    return True
+
+
+needs_secretmem = pytest.mark.skipif(not have_secretmem(), reason="memfd_secret: the kernel has none here")
+
+
+def secretfs(*words: str | os.PathLike[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the installed command, in English and without SECRETFS_BACKEND; it must never show a traceback."""
+    environment = {**clean_environment(), **options.pop("env", {})}
+    command = [*options.pop("under", []), SECRETFS, *map(os.fspath, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, **options)
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    return done
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would change the choice of a backend or the language."""
+    return {**{k: v for k, v in os.environ.items() if k != "SECRETFS_BACKEND"}, "LC_ALL": "C.UTF-8"}
+
+
+class Mounted:
+    """A secretfs on a directory, mounted by the installed command; unmounted at the latest by `close`."""
+
+    def __init__(self, path: Path, *flags: str, **options: Any) -> None:
+        path.mkdir(exist_ok=True)
+        self.path = path
+        self.said = secretfs("mount", *flags, path, **options)
+        assert self.said.returncode == 0, self.said.stderr
+        self.daemon = int(os.getxattr(path, "user.secretfs.pid"))
+        self.parent = int(proc_status(self.daemon)["PPid"])
+        self._pidfds = {pid: os.pidfd_open(pid) for pid in (self.daemon, self.parent)}
+
+    def status(self) -> dict[str, Any]:
+        """What `secretfs status --json` tells of it."""
+        done = secretfs("status", "--json", self.path)
+        assert done.returncode == 0, done.stderr
+        (answer,) = json.loads(done.stdout)["mounts"]
+        return dict(answer)
+
+    def wait_for_end(self) -> None:
+        """Return when both processes have ended and the mount is gone."""
+        for fd in self._pidfds.values():
+            wait_readable(fd)
+        wait_for_mounts(lambda: not is_mounted(self.path))
+
+    def has_ended(self, pid: int) -> bool:
+        """Whether that one of the two processes has ended."""
+        return bool(select.select([self._pidfds[pid]], [], [], 0)[0])
+
+    def wait_for_end_of(self, pid: int) -> None:
+        """Return when that one of the two processes has ended."""
+        wait_readable(self._pidfds[pid])
+
+    def kill(self, number: int, *pids: int) -> None:
+        """Send a signal to the daemon, the parent or both, through their pidfds."""
+        for pid in pids:
+            signal.pidfd_send_signal(self._pidfds[pid], number)
+
+    def close(self) -> None:
+        """Unmount if it still is mounted, and see both processes end."""
+        if is_mounted(self.path):
+            done = secretfs("umount", "--lazy", self.path)
+            assert done.returncode == 0, done.stderr
+        self.wait_for_end()
+        for fd in self._pidfds.values():
+            os.close(fd)
+
+    def __enter__(self) -> Mounted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def public_directory() -> Iterator[Path]:
+    """A temporary directory that other users can look into (pytest's are closed to them)."""
+    with tempfile.TemporaryDirectory(prefix="secretfs-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def as_user(script: str, *words: str | os.PathLike[str], uid: int = NOBODY, **options: Any) -> str:
+    """Run a Python script as another user, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import os, errno, sys\n{script}", *map(os.fspath, words)],
+        user=uid, group=uid, extra_groups=[], capture_output=True, text=True, timeout=PATIENCE, **options,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# What is mounted
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether a secretfs is mounted exactly there (stat(2) is not asked: a dead mount does not answer)."""
+    return mount_line(path) is not None
+
+
+def mount_line(path: Path) -> str | None:
+    """The line of /proc/self/mountinfo for the secretfs at `path`."""
+    wanted = os.path.realpath(path.parent) + "/" + path.name
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return next((line for line in lines if line.split()[4] == wanted and " fuse.secretfs " in line), None)
+
+
+def wait_for_mounts(condition: Callable[[], bool]) -> None:
+    """Return when `condition` holds; it is looked at again after each change of the mount table."""
+    end = time.monotonic() + PATIENCE
+    with open("/proc/self/mountinfo", "rb") as table:
+        poll = select.poll()
+        poll.register(table, select.POLLPRI | select.POLLERR)
+        while not condition():
+            left = end - time.monotonic()
+            assert left > 0 and poll.poll(left * 1000), "the mount table did not come to what was expected"
+
+
+def wait_readable(fd: int) -> None:
+    """Return when `fd` is readable: a pidfd when its process has ended."""
+    assert select.select([fd], [], [], PATIENCE)[0], "what was waited for did not happen"
+
+
+def proc_status(pid: int) -> dict[str, str]:
+    """/proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+# What Python has no call for
+
+_libc = ctypes.CDLL(None, use_errno=True)
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+XATTR_CREATE, XATTR_REPLACE = os.XATTR_CREATE, os.XATTR_REPLACE
+
+
+def renameat2(old: Path, new: Path, flags: int) -> None:
+    """renameat2(2)."""
+    here = -100  # AT_FDCWD
+    if _libc.renameat2(here, os.fsencode(old), here, os.fsencode(new), flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def process_vm_read(pid: int, address: int, size: int) -> bytes:
+    """process_vm_readv(2) of one piece."""
+    buffer = ctypes.create_string_buffer(size)
+    ours = _Vector(ctypes.cast(buffer, ctypes.c_void_p), size)
+    theirs = _Vector(address, size)
+    got = _libc.process_vm_readv(pid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0)
+    if got < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return buffer.raw[:got]
