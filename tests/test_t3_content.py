@@ -1,0 +1,269 @@
+"""secretfs.content: a file's bytes against a bytearray, what they cost, and what is left when space runs out."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from secretfs.area import SecretArea
+from secretfs.content import Content, Space
+from secretfs.errors import FileError
+from secretfs.heap import SLOT, Heap
+from secretfs.interface import round_up
+from secretfs.pages import PAGE, PagePool
+from secretfs.testing import FakeBackend
+
+FILES = 3
+EDGES = st.sampled_from([0, 1, 63, 64, 65, 128, 4032, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE - 1, 2 * PAGE, 9 * PAGE])
+OFFSETS = st.one_of(st.integers(0, 300), EDGES, st.integers(0, 20 * PAGE))
+LENGTHS = st.one_of(st.integers(0, 200), EDGES, st.integers(0, 6 * PAGE))
+
+
+def space(backend, limit: int = 1 << 40) -> Space:
+    """Room for files."""
+    return Space(Heap(backend), PagePool(backend), limit)
+
+
+def read(content: Content, offset: int, length: int) -> bytes:
+    """What a reader of `length` bytes at `offset` gets."""
+    buffer = bytearray(length)
+    got = content.read_into(offset, memoryview(buffer))
+    assert not any(buffer[got:])
+    return bytes(buffer[:got])
+
+
+def write(content: Content, offset: int, data: bytes) -> int:
+    """write(), as the file system calls it."""
+    return content.write(offset, memoryview(data))
+
+
+def write_or_errno(content: Content, offset: int, data: bytes) -> tuple[int, int]:
+    """How many bytes were taken, and the errno where it failed."""
+    try:
+        return write(content, offset, data), 0
+    except FileError as error:
+        return 0, error.errno
+
+
+def fill(content: Content, step: int) -> int:
+    """Append until that fails with ENOSPC, and return how many bytes were taken."""
+    written = 0
+    while True:
+        taken, code = write_or_errno(content, written, b"x" * step)
+        written += taken
+        if code:
+            assert code == errno.ENOSPC
+            return written
+
+
+class ContentMachine(RuleBasedStateMachine):
+    """Files that share one space, against bytearrays."""
+
+    def __init__(self, backend) -> None:
+        super().__init__()
+        self.backend = backend
+        self.space = space(backend)
+        self.files = [Content(self.space) for _ in range(FILES)]
+        self.models = [bytearray() for _ in range(FILES)]
+        self.tag = 0
+
+    @rule(file=st.integers(0, FILES - 1), offset=OFFSETS, length=LENGTHS)
+    def write(self, file: int, offset: int, length: int) -> None:
+        """All is taken, or where space ends a part, or nothing and the file is as it was."""
+        model, content = self.models[file], self.files[file]
+        self.tag = self.tag % 255 + 1
+        data = bytes([self.tag]) * length
+        taken, code = write_or_errno(content, offset, data)
+        assert code == (0 if taken or not length else errno.ENOSPC)
+        assert taken == length or self.scarce(length)
+        if taken:
+            model.extend(bytes(max(0, offset + taken - len(model))))
+            model[offset : offset + taken] = data[:taken]
+
+    def scarce(self, length: int) -> bool:
+        """Whether running out is plausible: the limit is nearly reached, or memory was made short."""
+        return self.space.left < round_up(length, PAGE) + 2 * PAGE or self.backend.limit is not None
+
+    @rule(file=st.integers(0, FILES - 1), size=OFFSETS)
+    def truncate(self, file: int, size: int) -> None:
+        """Cut, or grown with zeros; this never fails."""
+        self.files[file].truncate(size)
+        model = self.models[file]
+        del model[size:]
+        model.extend(bytes(size - len(model)))
+
+    @rule(file=st.integers(0, FILES - 1), offset=OFFSETS, length=LENGTHS)
+    def read(self, file: int, offset: int, length: int) -> None:
+        """Any part reads as the model's."""
+        assert read(self.files[file], offset, length) == self.models[file][offset : offset + length]
+
+    @rule(file=st.integers(0, FILES - 1))
+    def clear(self, file: int) -> None:
+        """A cleared file takes nothing."""
+        self.files[file].clear()
+        self.models[file].clear()
+        assert self.files[file].allocated == 0
+
+    @rule(left=st.one_of(st.none(), st.integers(0, 3 * PAGE)))
+    def quota(self, left: int | None) -> None:
+        """The limit on file data closes in, or goes."""
+        self.space.limit = 1 << 40 if left is None else self.space.charged + left
+
+    @rule(left=st.one_of(st.none(), st.integers(0, 300)))
+    def memory(self, left: int | None) -> None:
+        """Lockable memory becomes short, or plentiful again."""
+        if isinstance(self.backend, FakeBackend):
+            self.backend.limit = None if left is None else self.backend.used + left * 1024
+
+    @invariant()
+    def files_are_the_models(self) -> None:
+        """Every byte of every file, holes and neighbours included."""
+        for content, model in zip(self.files, self.models, strict=True):
+            assert content.size == len(model)
+            assert read(content, 0, len(model) + 10) == model
+
+    @invariant()
+    def accounts_are_exact(self) -> None:
+        """What is charged is what the files have, and what they have is what heap and pool gave out."""
+        assert self.space.charged == sum(content.allocated for content in self.files)
+        assert self.space.pages.used == sum(run.size for content in self.files for run in content._runs)
+        heads = [content._head for content in self.files if content._head is not None]
+        assert self.space.heap.used == sum(head.size for head in heads)
+        for content in self.files:
+            assert content._head is None or not content._runs
+            assert content._head is None or content._head_end <= content._head.size <= 2 * max(SLOT, content._head_end)
+
+    @invariant()
+    def slack_is_zero(self) -> None:
+        """Beyond the end of a file nothing is left of what was cut off."""
+        for content in self.files:
+            if content._head is not None:
+                rest = content._head.size - content._head_end
+                assert content._head.area.equals(bytes(rest), content._head.offset + content._head_end)
+            for start, run in zip(content._starts, content._runs, strict=True):
+                end = max(0, min(run.size, content.size - start * PAGE))
+                assert run.area.equals(bytes(run.size - end), run.offset + end)
+
+    def teardown(self) -> None:
+        """Cleared files leave nothing."""
+        for content in self.files:
+            content.clear()
+        assert (self.space.charged, self.space.heap.used, self.space.pages.used) == (0, 0, 0)
+        self.space.heap.close()
+        self.space.pages.close()
+        assert not isinstance(self.backend, FakeBackend) or self.backend.used == 0
+
+
+@pytest.mark.slow
+def test_contents_against_a_model() -> None:
+    """Whatever is written, cut and read, also when space or memory end, files are as bytearrays would be."""
+    run_state_machine_as_test(
+        lambda: ContentMachine(FakeBackend()), settings=settings(max_examples=80, stateful_step_count=30)
+    )
+
+
+@pytest.fixture
+def copied(monkeypatch) -> list[int]:
+    """The lengths of all copies from one place in secret memory to another."""
+    lengths: list[int] = []
+    real = SecretArea.copy_within
+
+    def counting(self, source, target, offset, length):
+        lengths.append(length)
+        return real(self, source, target, offset, length)
+
+    monkeypatch.setattr(SecretArea, "copy_within", counting)
+    return lengths
+
+
+@pytest.mark.parametrize("step", [64, 4096])
+def test_growing_file_is_not_copied_again_and_again(fake, copied, step) -> None:
+    """A MiB appended in small steps copies two pages' worth in all, and ends in few runs."""
+    content = Content(space(fake))
+    for offset in range(0, 1 << 20, step):
+        assert write(content, offset, bytes([offset // step % 255 + 1]) * step) == step
+    assert sum(copied) <= 2 * PAGE
+    assert content.allocated == 1 << 20
+    assert len(content._runs) <= 4
+    assert read(content, 777 * step % (1 << 20), 1) != b"\0"
+
+
+def test_two_growing_files_are_not_copied_either(fake, copied) -> None:
+    """Two files that grow in turn, and so in each other's way, are copied no more: a page each, once."""
+    shared = space(fake)
+    one, other = Content(shared), Content(shared)
+    for offset in range(0, 1 << 20, PAGE):
+        write(one, offset, b"1" * PAGE)
+        write(other, offset, b"2" * PAGE)
+    assert sum(copied) <= 2 * PAGE
+    assert read(one, 0, 1 << 20) == b"1" * (1 << 20)
+    assert read(other, 0, 1 << 20) == b"2" * (1 << 20)
+
+
+@pytest.mark.parametrize(("size", "charged"), [(0, 0), (1, 64), (64, 64), (65, 128), (4000, 4032), (4096, 4096)])
+def test_small_files_are_charged_in_steps_of_64(fake, size, charged) -> None:
+    """A file within one page is charged its bytes, rounded up to 64."""
+    shared = space(fake)
+    write(Content(shared), 0, b"x" * size)
+    assert shared.charged == charged
+
+
+def test_holes_cost_nothing_and_read_as_zeros(fake) -> None:
+    """A byte a terabyte out takes one page; all before it reads as zeros."""
+    shared = space(fake)
+    content = Content(shared)
+    write(content, 1 << 40, b"x")
+    assert (content.size, content.allocated, shared.charged) == ((1 << 40) + 1, PAGE, PAGE)
+    assert read(content, (1 << 40) - 5, 100) == bytes(5) + b"x"
+    assert read(content, 12345, 100) == bytes(100)
+
+
+def test_cut_bytes_do_not_come_back(fake) -> None:
+    """What truncate cut is zeros when the file grows again: in a slot, in a page, and from a page that goes."""
+    for size in (100, PAGE + 100, 5 * PAGE):
+        content = Content(space(fake))
+        write(content, 0, b"x" * size)
+        content.truncate(50)
+        content.truncate(size)
+        assert read(content, 0, size) == b"x" * 50 + bytes(size - 50)
+
+
+@pytest.mark.parametrize("before", [0, 50, 100, 4000, PAGE, 3 * PAGE])
+@pytest.mark.parametrize("left", [0, 63, 64, 1000, PAGE])
+def test_quota_leaves_the_file_intact(fake, before, left) -> None:
+    """A write past the limit takes what fits or nothing; what was there is there, and the count is exact."""
+    shared = space(fake)
+    content, other = Content(shared), Content(shared)
+    write(content, 0, b"a" * before)
+    write(other, 0, b"b" * 100)
+    shared.limit = shared.charged + left
+    taken, code = write_or_errno(content, before, b"c" * 5 * PAGE)
+    assert code == (0 if taken else errno.ENOSPC)
+    assert taken < 5 * PAGE
+    assert read(content, 0, 1 << 20) == b"a" * before + b"c" * taken
+    assert read(other, 0, 1 << 20) == b"b" * 100
+    assert shared.charged == content.allocated + other.allocated <= shared.limit
+
+
+def test_every_limit_of_memory_leaves_the_file_intact() -> None:
+    """Wherever lockable memory ends, a growing file keeps what it has and the accounts stay exact."""
+    for pages in range(0, 100, 3):
+        fake = FakeBackend(limit=pages * PAGE)
+        shared = space(fake)
+        content = Content(shared)
+        written = fill(content, 1000)
+        assert read(content, 0, written + 5000) == b"x" * written
+        assert shared.charged == content.allocated
+        assert fake.used <= pages * PAGE
+        content.clear()
+        assert (shared.charged, shared.heap.used, shared.pages.used) == (0, 0, 0)
+
+
+def test_full_memory_is_used_to_the_last_page() -> None:
+    """A file can take all pages that may be locked, but for the slabs of its beginning."""
+    fake = FakeBackend(limit=1 << 20)
+    assert fill(Content(space(fake)), PAGE) >= (1 << 20) - 64 * 1024
