@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from secretfs.area import SecretArea
 from secretfs.content import Content, Space
 from secretfs.errors import FileError
-from secretfs.heap import SLOT, Heap
+from secretfs.heap import Heap
 from secretfs.interface import round_up
 from secretfs.pages import PAGE, PagePool
 from secretfs.testing import FakeBackend
@@ -135,7 +135,7 @@ class ContentMachine(RuleBasedStateMachine):
         assert self.space.heap.used == sum(head.size for head in heads)
         for content in self.files:
             assert content._head is None or not content._runs
-            assert content._head is None or content._head_end <= content._head.size <= 2 * max(SLOT, content._head_end)
+            assert content._head is None or content._head_end <= content._head.size
 
     @invariant()
     def slack_is_zero(self) -> None:
