@@ -29,6 +29,7 @@ from secretfs.interface import Backend
 from secretfs.names import NAME_MAX, Names
 from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
 from secretfs.pages import PagePool
+from secretfs.plaintext import Plaintext
 
 __all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
 
@@ -474,10 +475,6 @@ def _write_all(node: Node, data: bytes) -> None:
         raise FileError(errno.ENOSPC)
 
 
-def _read_all(content: Content) -> bytes:
-    """All bytes of a short content, immutable because the FUSE library takes nothing else here."""
-    buffer = bytearray(content.size)
-    content.read_into(0, memoryview(buffer))
-    data = bytes(buffer)
-    buffer[:] = bytes(len(buffer))
-    return data
+def _read_all(content: Content) -> Plaintext:
+    """All bytes of a short content, as bytes that wipe themselves: the FUSE library takes nothing else here."""
+    return Plaintext.read(content.size, lambda buffer: content.read_into(0, buffer))

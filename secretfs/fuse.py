@@ -22,6 +22,7 @@ from secretfs.filesystem import Changes, Filesystem
 from secretfs.heap import SLOT
 from secretfs.names import NAME_MAX
 from secretfs.nodes import ROOT, Node
+from secretfs.plaintext import consume
 from secretfs.window import Window
 
 __all__ = ["STATUS", "Operations"]
@@ -60,6 +61,21 @@ def _request(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
         raise FUSEError(code)  # outside the except block: nothing of the error is kept alive
 
     return coroutine
+
+
+def _consuming_request(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Like _request, and afterwards wipe the bytes that came with the request: names, targets, data."""
+
+    @functools.wraps(handler)
+    def consuming(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return handler(*arguments, **named)
+        finally:
+            for argument in arguments:
+                if type(argument) is bytes:
+                    consume(argument)
+
+    return _request(consuming)
 
 
 class Operations(pyfuse3.Operations):
@@ -106,22 +122,22 @@ class Operations(pyfuse3.Operations):
 
     # Names
 
-    @_request
+    @_consuming_request
     def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         return _entry(self._filesystem.lookup(parent, name))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         self._filesystem.forget(inode_list)
 
-    @_request
+    @_consuming_request
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         return _entry(self._filesystem.mknod(parent, name, mode, rdev, ctx))
 
-    @_request
+    @_consuming_request
     def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         return _entry(self._filesystem.mkdir(parent, name, mode, ctx))
 
-    @_request
+    @_consuming_request
     def symlink(self, parent: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         return _entry(self._filesystem.symlink(parent, name, target, ctx))
 
@@ -129,19 +145,19 @@ class Operations(pyfuse3.Operations):
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         return self._filesystem.readlink(inode)
 
-    @_request
+    @_consuming_request
     def link(self, inode: int, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         return _entry(self._filesystem.link(inode, parent, name))
 
-    @_request
+    @_consuming_request
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
         self._filesystem.unlink(parent, name)
 
-    @_request
+    @_consuming_request
     def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
         self._filesystem.rmdir(parent, name)
 
-    @_request
+    @_consuming_request
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: RequestContext
     ) -> None:
@@ -179,13 +195,13 @@ class Operations(pyfuse3.Operations):
         data.f_namemax = NAME_MAX
         return data
 
-    @_request
+    @_consuming_request
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if name.startswith(_PRIVATE):
             raise FileError(errno.EPERM)
         self._filesystem.setxattr(inode, name, value)
 
-    @_request
+    @_request  # not consuming: for setxattr with XATTR_CREATE pyfuse3 asks this first, with the same name
     def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         if inode == ROOT and name in self._status and ctx.uid in (0, self._owner):
             return self._status[name]()
@@ -195,13 +211,13 @@ class Operations(pyfuse3.Operations):
     def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
         return self._filesystem.listxattr(inode, ctx)
 
-    @_request
+    @_consuming_request
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         self._filesystem.removexattr(inode, name)
 
     # Open files and directories
 
-    @_request
+    @_consuming_request
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
@@ -217,7 +233,7 @@ class Operations(pyfuse3.Operations):
         window = self._window.lend(size)
         return window[: self._filesystem.read_into(fh, off, window)]
 
-    @_request
+    @_consuming_request
     def write(self, fh: int, off: int, buf: bytes) -> int:
         return self._filesystem.write(fh, off, memoryview(buf))
 

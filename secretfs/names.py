@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from secretfs.content import Space
 from secretfs.errors import FileError
 from secretfs.heap import Block
+from secretfs.plaintext import Plaintext
 
 __all__ = ["NAME_MAX", "Entry", "Names"]
 
@@ -35,13 +36,9 @@ class Entry(Generic[T]):
     def __repr__(self) -> str:
         return f"<Entry, name of {self._length} bytes>"
 
-    def name(self) -> bytes:
-        """The name as immutable bytes, for the one caller that needs them so: the FUSE library."""
-        buffer = bytearray(self._length)
-        self._block.read_into(0, memoryview(buffer))
-        name = bytes(buffer)
-        buffer[:] = bytes(self._length)
-        return name
+    def name(self) -> Plaintext:
+        """The name as bytes that wipe themselves: the FUSE library takes nothing else."""
+        return Plaintext.read(self._length, lambda buffer: self._block.read_into(0, buffer))
 
 
 class Names(Generic[T]):
