@@ -125,7 +125,7 @@ def public_directory() -> Iterator[Path]:
 def as_user(script: str, *words: str | os.PathLike[str], uid: int = NOBODY, **options: Any) -> str:
     """Run a Python script as another user, and return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-I", "-c", f"import os, errno, sys\n{script}", *map(os.fspath, words)],
+        ["/usr/bin/python3", "-I", "-c", f"import os, errno, sys\n{script}", *map(os.fspath, words)],
         user=uid, group=uid, extra_groups=[], capture_output=True, text=True, timeout=PATIENCE, **options,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
