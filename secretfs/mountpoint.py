@@ -46,7 +46,7 @@ def _clear_dead(path: str) -> None:
     if mount is None or mount.user_id not in (os.geteuid(), 0) or (mount.user_id == 0 and os.geteuid() != 0):
         return
     try:
-        os.stat(mount.mountpoint)
+        os.statvfs(mount.mountpoint)  # the daemon is asked; stat(2) may be answered from the cache of the kernel
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             attach.detach(mount.mountpoint, lazy=True)
