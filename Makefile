@@ -1,0 +1,116 @@
+# What one runs by hand, and what .ci/run runs. `make help` lists it. On a bare Debian 12, `make demo` and `make test`
+# set up everything themselves: Debian packages (scripts/apt-packages), a virtual environment with locked packages
+# (scripts/make-venv), the wheel (scripts/build-wheel). The tests run against that wheel, never against the sources.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+ifneq ($(words $(CURDIR)),1)
+$(error make cannot work in a folder with a space in its name: "$(CURDIR)")
+endif
+
+# Not the first python3 on PATH: a private build in somebody's home cannot be run by other users, and tests are such users.
+PYTHON ?= /usr/bin/python3
+PREFIX ?= /opt/secretfs
+# Set to skip apt, where the packages are there in another way.
+NO_APT ?=
+# More options for pytest, for example: make test T="-k cgroup -x"
+T ?=
+
+# root's home is closed to other users too: root's environment lies where everybody can execute it.
+ifeq ($(shell id -u),0)
+VENV := /opt/secretfs-dev/$(firstword $(shell printf %s '$(CURDIR)' | cksum))
+else
+VENV := $(CURDIR)/.venv
+endif
+STATE := $(VENV)/state
+RUN := $(VENV)/bin/python -I
+APT := $(if $(NO_APT),@true,@scripts/apt-packages --record $(STATE)/packages)
+RECORD := $(STATE)/packages
+
+# A folder changes when a file in it is removed.
+SOURCES := pyproject.toml README.md LICENSE $(wildcard setup.py) $(shell find secretfs kernelbackend emulator \
+	-name __pycache__ -prune -o -name '*.egg-info' -prune -o -print)
+
+.PHONY: help
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: demo
+demo: apt-demo $(STATE)/installed  ## mount, serve TLS with nginx from a key in it, show what root cannot read, unmount
+	@PATH="$(VENV)/bin:$$PATH" $(RUN) examples/demo.py --installed $(RECORD)
+
+.PHONY: test
+test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (options for pytest: T="-k area")
+	@echo "== testing"
+	@rm -f $(STATE)/report.xml
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
+	$(RUN) -B -m pytest $(CURDIR)/tests -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) \
+	    -o cache_dir=$(STATE)/pytest-cache --junit-xml=$(STATE)/report.xml $(T)
+
+# Here comes what takes Go, Rust, a browser or a virtual machine: test-go, test-machines, ... each with its apt set.
+.PHONY: test-all
+test-all: test lint  ## everything: the tests, and lint
+
+.PHONY: lint
+lint: apt-lint $(STATE)/requirements  ## ruff, mypy --strict, shellcheck
+	@echo "== ruff, mypy, shellcheck"
+	@export RUFF_CACHE_DIR=$(STATE)/ruff MYPY_CACHE_DIR=$(STATE)/mypy; \
+	$(VENV)/bin/ruff check --quiet .; \
+	$(VENV)/bin/ruff format --quiet --check . || { $(VENV)/bin/ruff format --diff --quiet . ; exit 1; }; \
+	$(VENV)/bin/mypy; \
+	$(VENV)/bin/mypy --python-version 3.11 $(wildcard scripts/*.py examples/demo*.py) tests/box.py
+	@shellcheck .ci/run $(shell grep -lE '^#!.*\b(ba)?sh\b' scripts/*)
+
+.PHONY: check-skips
+check-skips:  ## after `make test`: was anything skipped that may not be?
+	@$(PYTHON) -I scripts/check-skips.py $(STATE)/report.xml tests/allowed-skips.txt
+
+.PHONY: wheel
+wheel: apt-base $(STATE)/installed  ## build the wheel into dist/
+	@mkdir -p dist && rm -f dist/*.whl && cp $(STATE)/dist/*.whl dist/ && ls dist/*.whl
+
+.PHONY: install
+install: apt-base  ## install into /opt/secretfs (PREFIX=...), the command into /usr/local/bin; as root
+	@scripts/install $(PYTHON) $(PREFIX)
+
+.PHONY: uninstall
+uninstall:  ## take away what `make install` put there; as root
+	@scripts/install --remove $(PREFIX)
+
+.PHONY: lock
+lock: apt-base  ## renew the lock files from pyproject.toml (newest versions: U=--upgrade)
+	@test -x $(STATE)/pip-tools/bin/pip-compile || { $(PYTHON) -m venv $(STATE)/pip-tools && \
+	    $(STATE)/pip-tools/bin/pip install --quiet pip-tools; }
+	@$(STATE)/pip-tools/bin/python -I scripts/lock.py $(STATE)/pip-tools/bin/pip-compile $(U)
+
+.PHONY: clean
+clean:  ## remove everything that make has built (not Debian packages)
+	rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# What the targets above stand on.
+
+.PHONY: apt-base apt-demo apt-test apt-lint
+apt-base:
+	$(APT) base
+apt-demo:
+	$(APT) base demo
+apt-test:
+	$(APT) base test
+apt-lint:
+	$(APT) base lint
+
+$(STATE)/requirements: requirements-dev.txt requirements-build.txt scripts/make-venv | apt-base
+	@echo "== making a virtual environment in $(VENV); the first time this takes a minute or two"
+	@scripts/make-venv $(PYTHON) $(VENV) requirements-dev.txt
+	@mkdir -p $(STATE) && touch $@
+
+$(STATE)/installed: $(STATE)/requirements $(SOURCES) scripts/build-wheel
+	@echo "== building and installing the wheel"
+	@scripts/build-wheel $(VENV)/bin/python $(STATE)/dist
+	@$(VENV)/bin/pip install --quiet --no-deps --force-reinstall $(STATE)/dist/*.whl
+	@touch $@
