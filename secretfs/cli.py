@@ -125,6 +125,9 @@ def _add_mount(every: Any) -> None:
         "--cached", action="store_true", help="allow shared mmap: plaintext then is in the page cache too"
     )
     mount.add_argument(
+        "--spin", type=_read(_microseconds), metavar="US", help="how long to poll after a request (default 50)"
+    )
+    mount.add_argument(
         "--force", action="store_true", help="accept a mountpoint that is not empty, or not safe from others"
     )
     mount.add_argument("--foreground", action="store_true", help="stay, log to stderr, end at SIGTERM or Ctrl-C")
@@ -161,6 +164,12 @@ def _read(parse: Callable[[str], int]) -> Callable[[str], int]:
 def _count(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 1 << 48:
         raise ValueError(f"{text!r} is not a number of files")
+    return int(text)
+
+
+def _microseconds(text: str) -> int:
+    if not text.isdecimal() or int(text) > 10_000:
+        raise ValueError(f"{text!r} is not a number of microseconds from 0 to 10000")
     return int(text)
 
 

@@ -11,12 +11,15 @@ from typing import Any
 from secretfs import registry
 from secretfs.console import note, warn
 from secretfs.errors import MountError, NotMounted, SecretFSError, UsageError
+from secretfs.native import preload_state, shim_state
 from secretfs.sizes import human_size
 
 __all__ = ["backends", "completion", "install_mount_helper", "mount", "mount_and_warn", "status", "umount", "version"]
 
-NATIVE: dict[str, bool | str] = {"shim": "this version has none", "preload": "this version has none"}
-"""Native parts: True, or why they are missing."""
+
+def native() -> dict[str, bool | str]:
+    """Native parts: True, or why they are missing and what brings them in."""
+    return {"shim": shim_state(), "preload": preload_state()}
 
 
 def mount(arguments: argparse.Namespace) -> int:
@@ -48,8 +51,8 @@ def _options(words: dict[str, Any]) -> Any:
 
 
 def _tell(summary: dict[str, Any]) -> None:
-    if summary["warning"]:
-        warn(summary["warning"], summary["hint"])
+    for message, hint in summary["warnings"]:
+        warn(message, hint)
     note(f"mounted on {summary['mountpoint']} ({summary['backend']}); all in it is gone at umount and reboot")
 
 
@@ -135,12 +138,12 @@ def backends(arguments: argparse.Namespace) -> int:
         for one in registry.candidates()
     ]
     if arguments.json:
-        print(json.dumps({"version": 1, "backends": rows, "native": NATIVE}))
+        print(json.dumps({"version": 1, "backends": rows, "native": native()}))
         return 0
     for row in rows:
         print(_backend_text(row))
-    for part, state in NATIVE.items():
-        print(f"native {part}: {'built' if state is True else f'not there: {state}'}")
+    for part, state in native().items():
+        print(f"native {part}: {'built' if state is True else state}")
     return 0
 
 
@@ -179,7 +182,7 @@ def version() -> str:
         backend = registry.choose().backend.name
     except SecretFSError:
         backend = "none"
-    parts = ", ".join(f"{part} {'yes' if state is True else 'no'}" for part, state in NATIVE.items())
+    parts = ", ".join(f"{part} {'yes' if state is True else 'no'}" for part, state in native().items())
     return (
         f"secretfs {__version__} (backend {backend}; native parts: {parts}; libfuse {_libfuse()};"
         f" Python {platform.python_version()}; Linux {platform.release()})"

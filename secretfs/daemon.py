@@ -2,13 +2,11 @@
 
 It is forked by `mount.py` from a hardened parent and talks to it over one socket, a message a JSON object:
 
-    daemon -> parent   {"prepared": {...}}  memory is there; the parent now mounts and sends /dev/fuse's descriptor
-                       {"ready": true}      the kernel has been answered
+    daemon -> parent   {"prepared": true}   memory is there; the parent now mounts and sends /dev/fuse's descriptor
+                       {"ready": {...}}     the kernel has been answered; what the person who mounts is told
                        {"failed": {...}}    it gives up, and why
                        {"detach": true}     a signal came: please unmount; answered by one byte
     end of file: the daemon is gone, however that came about.
-
-pyfuse3 and trio are imported here, after the fork, so that the parent stays small.
 """
 
 from __future__ import annotations
@@ -19,15 +17,15 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secretfs import attach, libc, registry
 from secretfs.area import wipe_all
-from secretfs.errors import FuseUnavailable, LimitError, LockLimitExceeded, SecretFSError, UsageError
+from secretfs.errors import BackendUnavailable, LimitError, LockLimitExceeded, SecretFSError, UsageError
 from secretfs.filesystem import Filesystem
 from secretfs.interface import Guarantees
+from secretfs.session import ENDING, Session
 from secretfs.window import Window
 
 __all__ = ["BUDGET", "MountOptions", "run", "send"]
@@ -36,8 +34,6 @@ BUDGET = 3 << 20
 """Bytes of locked memory for what is not file data: the window, the receive buffer, names and half-used slabs."""
 DEFAULT_SIZE = 16 << 20
 SMALLEST_DEFAULT = 64 * 1024
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_EXTRA = "pip install 'memfd-secretfs[mount]' (needs gcc, python3-dev, pkg-config and libfuse3-dev)"
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +51,7 @@ class MountOptions:
     allow_dev: bool = False
     allow_suid: bool = False
     cached: bool = False
+    spin: int | None = None
     force: bool = False
 
 
@@ -67,16 +64,16 @@ def run(options: MountOptions, channel: socket.socket) -> int:
     """Be the daemon of one mount until its end, and return an exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # let in while serving only: wiping must not be interrupted
     try:
-        mount = _Mount(options)
+        mount = _Mount(options, channel)
     except SecretFSError as error:
-        send(channel, failed={"message": str(error), "hint": error.hint, "exit_code": error.exit_code})
+        _give_up(channel, error)
         return error.exit_code
     try:
-        send(channel, prepared=mount.summary())
+        send(channel, prepared=True)
         _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
         if not descriptors:
             return 0  # the parent could not mount and has said so
-        mount.serve(descriptors[0], channel)
+        mount.serve(descriptors[0])
         return 0
     except Exception as error:  # noqa: BLE001 - nothing may leave here with bytes of a secret in a traceback
         log.error("the daemon failed: %s", type(error).__name__)
@@ -85,18 +82,27 @@ def run(options: MountOptions, channel: socket.socket) -> int:
         mount.close()
 
 
+def _give_up(channel: socket.socket, error: SecretFSError) -> None:
+    send(channel, failed={"message": str(error), "hint": error.hint, "exit_code": error.exit_code})
+
+
 class _Mount:
     """The memory and the facts of one mount."""
 
-    def __init__(self, options: MountOptions) -> None:
+    def __init__(self, options: MountOptions, channel: socket.socket) -> None:
         self._options = options
+        self._channel = channel
         self._choice = registry.choose(options.backend)
-        self.guarantees = self._choice.backend.guarantees
-        if options.cached:
-            self._allow_cached()
+        if options.cached and self._choice.policy == "require":
+            raise UsageError(
+                "--cached keeps plaintext in the page cache, which the backend asked for cannot protect",
+                hint="leave out --cached, or --backend",
+            )
         size = _affordable_size(options.size)
         try:
             self._window = Window(attach.MAX_READ)
+            self._session = Session(self._window)
+            self._require_no_residue()
             self._filesystem = Filesystem(
                 self._choice.backend, size=size, max_files=options.max_files or max(1024, size // 64),
                 uid=os.geteuid(), gid=os.getegid(), mode=options.mode,
@@ -104,10 +110,15 @@ class _Mount:
         except OSError as error:
             raise LimitError(f"memory cannot be had: {os.strerror(error.errno or 0).lower()}") from error
 
-    def summary(self) -> dict[str, Any]:
-        """What the person who mounts is told."""
-        choice = self._choice
-        return {"backend": choice.backend.name, "warning": choice.warning, "hint": choice.hint if choice.lost else ""}
+    @property
+    def guarantees(self) -> Guarantees:
+        """What holds for files in this mount."""
+        held = self._choice.backend.guarantees
+        if self._options.cached:  # plaintext is in the page cache, ordinary memory of the kernel's
+            held = replace(
+                held, off_direct_map=False, refuses_pinning=False, cleared_by_kernel=False, not_hibernated=False
+            )
+        return replace(held, no_residue=held.no_residue and self._session.shim is True)
 
     def status(self) -> bytes:
         """The object that `secretfs status --json` shows, all but the mountpoint."""
@@ -125,25 +136,22 @@ class _Mount:
                 "locked_bytes": libc.locked_bytes(),
                 "lock_limit": libc.lock_limit(),
                 "uid": os.geteuid(),
-                "native": {"shim": NO_SHIM},
+                "native": {"shim": self._session.shim},
             }
         ).encode()
 
-    def serve(self, fd: int, channel: socket.socket) -> None:
+    def serve(self, fd: int) -> None:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends or a signal comes."""
-        trio, pyfuse3 = _import_fuse()
         from secretfs.fuse import STATUS, Operations
+        from secretfs.loop import SPIN
 
         operations = Operations(
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
-            ready=lambda: send(channel, ready=True),
+            ready=self._ready, fills_page_cache=self._session.fills_page_cache,
         )  # fmt: skip
-        pyfuse3.init(operations, f"/dev/fd/{fd}", set())
-        try:
-            trio.run(_serve_until_end, lambda: _ask_to_detach(channel))
-        finally:
-            pyfuse3.close(unmount=False)  # open handles now get ENOTCONN
+        spin = SPIN if self._options.spin is None else self._options.spin
+        self._session.serve(fd, operations, spin, lambda: _ask_to_detach(self._channel))
 
     def close(self) -> None:
         """Wipe everything."""
@@ -151,48 +159,41 @@ class _Mount:
         self._window.close()
         wipe_all()
 
-    def _allow_cached(self) -> None:
-        """--cached puts plaintext into the page cache: ordinary memory of the kernel's."""
-        if self._choice.policy == "require":
-            raise UsageError(
-                "--cached keeps plaintext in the page cache, which the backend asked for cannot protect",
-                hint="leave out --cached, or --backend",
+    def _ready(self) -> None:
+        """The first request is being answered."""
+        self._session.verify_shim()
+        try:
+            self._require_no_residue()
+        except SecretFSError as error:
+            _give_up(self._channel, error)
+            return
+        send(self._channel, ready={"backend": self._choice.backend.name, "warnings": self._warnings()})
+
+    def _require_no_residue(self) -> None:
+        if self._session.shim is not True and self._choice.policy == "require":
+            raise BackendUnavailable(
+                f"the daemon would keep copies of what passes through it: the native shim is {self._session.shim}",
+                hint="see `secretfs backends`, or use --backend auto",
             )
-        held = self._choice.backend.guarantees
-        self.guarantees = Guarantees(**{n: getattr(held, n) and n not in CACHE_BREAKS for n in Guarantees.names()})
+
+    def _warnings(self) -> list[tuple[str, str]]:
+        """Each with its remedy."""
+        found = []
+        if self._choice.warning:
+            found.append((self._choice.warning, self._choice.hint))
+        if self._session.shim is not True:
+            found.append((f"not guaranteed: no_residue, because the native shim is {self._session.shim}", ""))
+        if self._options.cached:
+            lost = self.guarantees.lost_against(self._choice.backend.guarantees)
+            found.append((f"--cached keeps plaintext in the page cache; not guaranteed: {', '.join(lost)}", ""))
+        return found
 
     def _lost(self) -> list[str]:
-        cached = self.guarantees.lost_against(self._choice.backend.guarantees)
-        return [name for name in Guarantees.names() if name in self._choice.lost or name in cached]
+        here = self.guarantees.lost_against(self._choice.backend.guarantees)
+        return [name for name in Guarantees.names() if name in self._choice.lost or name in here]
 
 
 PID = b"user.secretfs.pid"
-NO_SHIM = "this version has none"
-CACHE_BREAKS = ("off_direct_map", "refuses_pinning", "cleared_by_kernel", "not_hibernated")
-
-
-async def _serve_until_end(detach: Callable[[], None]) -> None:
-    trio, pyfuse3 = _import_fuse()
-
-    async def end_on_signal() -> None:
-        with trio.open_signal_receiver(*ENDING) as signals:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-            try:
-                nursery.start_soon(serve)
-                number = await anext(aiter(signals))
-            finally:
-                signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        log.info("ending on %s", signal.Signals(number).name)
-        await trio.to_thread.run_sync(detach)  # requests are still answered meanwhile
-        pyfuse3.terminate()
-
-    async def serve() -> None:
-        # One worker: no handler ever waits, and each worker has a receive buffer of a megabyte.
-        await pyfuse3.main(min_tasks=1, max_tasks=1)
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(end_on_signal)
 
 
 def _ask_to_detach(channel: socket.socket) -> None:
@@ -205,15 +206,6 @@ def _ask_to_detach(channel: socket.socket) -> None:
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):
             raise
     log.warning("the parent process is gone; `secretfs umount` clears what may be left of the mount")
-
-
-def _import_fuse() -> tuple[Any, Any]:
-    try:
-        import pyfuse3
-        import trio
-    except ImportError as error:
-        raise FuseUnavailable(f"a mount needs pyfuse3 and trio: {error}", hint=_EXTRA) from error
-    return trio, pyfuse3
 
 
 def _affordable_size(asked: int | None) -> int:

@@ -335,12 +335,22 @@ class Filesystem:
         node.mtime = node.ctime = time.time_ns()
         return taken
 
-    def release(self, handle: int) -> None:
-        """Close a file; one without a name is wiped now."""
-        node = self._file(handle).node
+    def note_page_cached(self, handle: int) -> None:
+        """The kernel has read through `handle` into its page cache."""
+        self._file(handle).page_cached = True
+
+    def release(self, handle: int) -> int:
+        """Close a file; one without a name is wiped now.
+
+        Returns:
+            The inode number if its pages must be thrown out of the kernel's page cache, else 0.
+        """
+        file = self._file(handle)
+        node = file.node
         del self._handles[handle]
         node.opens -= 1
         self._tree.settle(node)
+        return node.ino if file.page_cached and node.nlink else 0
 
     def opendir(self, ino: int) -> int:
         """Open a directory and return a handle."""

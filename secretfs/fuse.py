@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from secretfs.errors import FileError, LimitError, SecretFSError
@@ -78,6 +79,28 @@ def _consuming_request(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, An
     return _request(consuming)
 
 
+class InodeQueue:
+    """Inode numbers for the task that empties the page cache."""
+
+    def __init__(self) -> None:
+        self._inodes: set[int] = set()
+        self._event = trio.Event()
+
+    def put(self, inode: int) -> None:
+        """Add one."""
+        self._inodes.add(inode)
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Until there is one."""
+        await self._event.wait()
+
+    def take(self) -> list[int]:
+        """All of them; the queue is empty then."""
+        inodes, self._inodes, self._event = list(self._inodes), set(), trio.Event()
+        return inodes
+
+
 class Operations(pyfuse3.Operations):
     """The request handlers of one mount."""
 
@@ -94,6 +117,7 @@ class Operations(pyfuse3.Operations):
         cached: bool,
         status: dict[bytes, Callable[[], bytes]],
         ready: Callable[[], None],
+        fills_page_cache: Callable[[], bool],
     ) -> None:
         """Serve `filesystem`.
 
@@ -103,7 +127,8 @@ class Operations(pyfuse3.Operations):
             owner: the user whose mount it is.
             cached: let the kernel keep file data in its page cache.
             status: read-only attributes of the root, by name, for the owner and root.
-            ready: called when the kernel has been answered for the first time.
+            ready: called when the kernel asks for the first time.
+            fills_page_cache: whether the read in hand is on behalf of the kernel's page cache.
         """
         super().__init__()
         self._filesystem = filesystem
@@ -112,6 +137,9 @@ class Operations(pyfuse3.Operations):
         self._cached = cached
         self._status = status
         self._ready = ready
+        self._fills_page_cache = fills_page_cache
+        self.page_cached = InodeQueue()
+        """Inodes whose pages are to be thrown out of the page cache."""
 
     def init(self) -> None:
         """The kernel and libfuse have agreed on a protocol."""
@@ -231,7 +259,10 @@ class Operations(pyfuse3.Operations):
     @_request
     def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]  # any buffer will do
         window = self._window.lend(size)
-        return window[: self._filesystem.read_into(fh, off, window)]
+        length = self._filesystem.read_into(fh, off, window)
+        if not self._cached and self._fills_page_cache():
+            self._filesystem.note_page_cached(fh)
+        return window[:length]
 
     @_consuming_request
     def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -245,7 +276,9 @@ class Operations(pyfuse3.Operations):
 
     @_request
     def release(self, fh: int) -> None:
-        self._filesystem.release(fh)
+        inode = self._filesystem.release(fh)
+        if inode:
+            self.page_cached.put(inode)
 
     @_request
     def opendir(self, inode: int, ctx: RequestContext) -> int:

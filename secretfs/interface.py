@@ -67,6 +67,8 @@ class Guarantees:
     """The pages cannot end up in a hibernation image."""
     no_descriptor: bool = False
     """No open descriptor leads to the pages, so nobody can take it (pidfd_getfd) and map them elsewhere."""
+    no_residue: bool = False
+    """Writing and reading leave no copy in the memory of the process that does it for you."""
     device_io: bool = False
     """A driver may read or write the pages directly (a convenience, not a protection: /dev/fuse, O_DIRECT)."""
 

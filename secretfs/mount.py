@@ -21,10 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 from secretfs import attach, daemon, mountinfo
-from secretfs.daemon import ENDING, MountOptions
+from secretfs.daemon import MountOptions
 from secretfs.errors import MountError, SecretFSError
 from secretfs.mountpoint import open_mountpoint
 from secretfs.process import close_descriptors, harden, leave_terminal, log_to, notify_ready
+from secretfs.session import ENDING
 
 __all__ = ["Failure", "mount_detached", "mount_foreground"]
 
@@ -145,7 +146,7 @@ class _Parent:
         return code if not self._mounted() else 1
 
     def _start(self) -> None:
-        summary = self._expect("prepared")
+        self._expect("prepared")
         try:
             device = attach.attach(
                 self._directory, self._path, allow_other=self._options.allow_other,
@@ -159,7 +160,7 @@ class _Parent:
             socket.send_fds(self._channel, [b"+"], [device])
         finally:
             os.close(device)
-        self._expect("ready")
+        summary = self._expect("ready")
         log.info("mounted on %s, backend %s", self._path, summary["backend"])
         self._report({**summary, "mountpoint": self._path})
 

@@ -27,6 +27,7 @@ class Window:
             LockLimitExceeded: it cannot be locked.
         """
         self.size = size
+        self._lent = 0
         self._address = libc.mmap_anonymous(size)
         try:
             libc.mlock(self._address, size)
@@ -38,7 +39,11 @@ class Window:
         self._lent_type: Any = type(
             "_Lent", (_WipedBytes, ctypes.c_char * size), {"_type_": ctypes.c_char, "_length_": size}
         )
-        self._lent = 0
+
+    @property
+    def address(self) -> int:
+        """Where it lies."""
+        return self._address
 
     def lend(self, length: int) -> memoryview:
         """The first `length` bytes, all zero. They are wiped when every view of them is gone."""

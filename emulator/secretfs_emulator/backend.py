@@ -30,6 +30,7 @@ class Backend:
         cleared_by_kernel=False,
         not_hibernated=False,
         no_descriptor=True,
+        no_residue=True,
         device_io=True,
     )
 

@@ -28,6 +28,7 @@ class Backend:
         cleared_by_kernel=True,
         not_hibernated=True,
         no_descriptor=True,
+        no_residue=True,
         device_io=False,
     )
 

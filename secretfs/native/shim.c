@@ -1,0 +1,156 @@
+/*
+ * The request shim: between libfuse and pyfuse3, so that no request and no reply leaves a copy behind.
+ *
+ * Loaded with RTLD_GLOBAL before pyfuse3, it takes the place of three functions of libfuse, calls the real one and then
+ * - locks the receive buffer (out of swap, core dumps and forks) when libfuse has allocated it,
+ * - wipes a request when pyfuse3 has taken what it needs (its handlers copy before they return),
+ * - wipes what a reply was made from (pyfuse3's buffer of directory entries), except the window, which wipes itself,
+ * - lets the descriptor be non-blocking, so that a request taken back by its client does not block the loop,
+ * - tells whether a read fills the page cache, so that it can be emptied again.
+ *
+ * One thread calls all of it: pyfuse3's, with the GIL held.
+ */
+#define _GNU_SOURCE
+#define FUSE_USE_VERSION 35
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <malloc.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define API __attribute__((visibility("default")))
+API int secretfs_shim_prepare(const char *window, size_t window_size);
+API int secretfs_shim_error(void);
+API unsigned long secretfs_shim_requests(void);
+API extern int secretfs_shim_page_cache_read;
+
+static struct {
+	const char *window; /* replies from here are wiped by their owner */
+	size_t window_size;
+	void *locked;       /* the receive buffer that has been locked */
+	int error;          /* why it could not be, an errno */
+	unsigned long requests;
+} shim;
+
+/* libfuse's own functions. */
+static struct {
+	__typeof__(&fuse_session_receive_buf) receive_buf;
+	__typeof__(&fuse_session_process_buf) process_buf;
+	__typeof__(&fuse_reply_buf) reply_buf;
+} real;
+
+/* Whether the request in hand is a read that fills the page cache. */
+int secretfs_shim_page_cache_read;
+
+/* Find libfuse's functions and announce the window; 0, or ENOSYS where one is missing. */
+int secretfs_shim_prepare(const char *window, size_t window_size)
+{
+	*(void **)&real.receive_buf = dlsym(RTLD_NEXT, "fuse_session_receive_buf");
+	*(void **)&real.process_buf = dlsym(RTLD_NEXT, "fuse_session_process_buf");
+	*(void **)&real.reply_buf = dlsym(RTLD_NEXT, "fuse_reply_buf");
+	if (!real.receive_buf || !real.process_buf || !real.reply_buf)
+		return ENOSYS;
+	shim.window = window;
+	shim.window_size = window_size;
+	return 0;
+}
+
+/* Why the receive buffer is not locked (an errno), or 0. */
+int secretfs_shim_error(void)
+{
+	return shim.error;
+}
+
+/* How many requests have come: shows that pyfuse3 is really bound to these functions. */
+unsigned long secretfs_shim_requests(void)
+{
+	return shim.requests;
+}
+
+static void lock_buffer(void *buffer)
+{
+	const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+	const uintptr_t start = (uintptr_t)buffer & ~(page - 1);
+	const uintptr_t end = ((uintptr_t)buffer + malloc_usable_size(buffer) + page - 1) & ~(page - 1);
+
+	shim.locked = buffer;
+	shim.error = 0;
+	if (mlock((void *)start, end - start) || madvise((void *)start, end - start, MADV_DONTDUMP))
+		shim.error = errno;
+}
+
+/* Replace a request that was left in a pipe (splice) by its bytes in memory, where it can be wiped. */
+static int take_from_pipe(struct fuse_buf *buf, int received)
+{
+	struct fuse_bufvec target = FUSE_BUFVEC_INIT((size_t)received);
+	struct fuse_bufvec source = {.count = 1, .buf[0] = *buf};
+	ssize_t copied;
+
+	if (!buf->mem)
+		return -EIO;
+	source.buf[0].size = (size_t)received;
+	target.buf[0].mem = buf->mem;
+	copied = fuse_buf_copy(&target, &source, 0);
+	if (copied != received)
+		return -EIO;
+	buf->size = (size_t)received;
+	buf->flags = 0;
+	return received;
+}
+
+/*
+ * A read on behalf of a program names the owner of its locks; one that fills the page cache (a private mapping of a file
+ * that is otherwise direct_io) does not: fs/fuse/file.c, fuse_send_read() and fuse_send_readpages().
+ */
+static int reads_for_page_cache(const struct fuse_buf *buf)
+{
+	const struct fuse_in_header *head = buf->mem;
+	const struct fuse_read_in *read = (const void *)(head + 1);
+
+	return buf->size >= sizeof *head + sizeof *read && head->opcode == FUSE_READ &&
+	       !(read->read_flags & FUSE_READ_LOCKOWNER);
+}
+
+API int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+	int received = real.receive_buf(se, buf);
+
+	/* Nothing there after all: the client was killed before its request was read. pyfuse3 tries again after EINTR. */
+	if (received == -EAGAIN)
+		return -EINTR;
+	if (buf->mem && buf->mem != shim.locked)
+		lock_buffer(buf->mem);
+	if (received > 0 && buf->flags & FUSE_BUF_IS_FD)
+		received = take_from_pipe(buf, received);
+	if (received > 0)
+		shim.requests++;
+	return received;
+}
+
+API void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf *buf)
+{
+	/* Both may change while the request is processed. */
+	void *const request = buf->mem;
+	const size_t size = buf->size;
+
+	secretfs_shim_page_cache_read = request && reads_for_page_cache(buf);
+	real.process_buf(se, buf);
+	if (request)
+		explicit_bzero(request, size);
+}
+
+/* Also wipes what the reply was made from; one byte or none may be an object that all of Python shares. */
+API int fuse_reply_buf(fuse_req_t req, const char *buf, size_t size)
+{
+	const int result = real.reply_buf(req, buf, size);
+	const int from_window = buf >= shim.window && buf < shim.window + shim.window_size;
+
+	if (!from_window && size > 1)
+		explicit_bzero((void *)(uintptr_t)buf, size);
+	return result;
+}

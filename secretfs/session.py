@@ -1,0 +1,115 @@
+"""The FUSE session of one mount: load the shim, then pyfuse3, serve requests, end on a signal.
+
+The order matters: pyfuse3 is bound to the shim only if the shim is there first. So pyfuse3 and trio are imported inside
+functions here, and nowhere else in the daemon.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from secretfs.errors import FuseUnavailable
+from secretfs.native import Shim, ShimUnavailable
+from secretfs.window import Window
+
+if TYPE_CHECKING:
+    from secretfs.fuse import Operations
+
+__all__ = ["ENDING", "Session"]
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_EXTRA = "pip install 'memfd-secretfs[mount]' (needs gcc, python3-dev, pkg-config and libfuse3-dev)"
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One session. Make it before the file system, so that what is missing is found before anything is mounted."""
+
+    def __init__(self, window: Window) -> None:
+        """Load the shim if it can be had, and pyfuse3.
+
+        Raises:
+            FuseUnavailable: pyfuse3, trio or libfuse is missing.
+        """
+        self.shim: bool | str = True
+        """True, or why the shim is not in use."""
+        self._shim: Shim | None = None
+        try:
+            self._shim = Shim(window.address, window.size)
+        except ShimUnavailable as error:
+            self.shim = str(error)
+        try:
+            import pyfuse3
+            import trio
+        except ImportError as error:
+            raise FuseUnavailable(f"a mount needs pyfuse3 and trio: {error}", hint=_EXTRA) from error
+        self._pyfuse3: Any = pyfuse3
+        self._trio: Any = trio
+
+    def verify_shim(self) -> None:
+        """Once the first request has come: make sure that it really passed through the shim."""
+        if self._shim is None:
+            return
+        try:
+            self._shim.verify()
+        except ShimUnavailable as error:
+            self.shim = str(error)
+
+    def fills_page_cache(self) -> bool:
+        """Whether the read in hand is for the kernel's page cache; without the shim that cannot be told."""
+        return self._shim is None or self._shim.fills_page_cache()
+
+    def serve(self, fd: int, operations: Operations, spin: int, detach: Callable[[], None]) -> None:
+        """Answer the kernel on /dev/fuse (`fd`) until the mount ends; after a signal call `detach`, then end."""
+        from secretfs import loop
+
+        loop.keep_memory()
+        self._pyfuse3.init(operations, f"/dev/fd/{fd}", set())
+        if self._shim is not None:
+            os.set_blocking(fd, False)
+        if not loop.install(fd, spin):
+            log.warning("this pyfuse3 waits in a way of its own; requests will be slower")
+        try:
+            self._trio.run(self._run, operations, detach)
+        finally:
+            self._pyfuse3.close(unmount=False)  # open handles now get ENOTCONN
+
+    async def _run(self, operations: Operations, detach: Callable[[], None]) -> None:
+        async with self._trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_on_signal, detach)
+            nursery.start_soon(self._empty_page_cache, operations)
+            # One worker: no handler ever waits, and each worker has a receive buffer of a megabyte.
+            await self._pyfuse3.main(min_tasks=1, max_tasks=1)
+            nursery.cancel_scope.cancel()
+
+    async def _end_on_signal(self, detach: Callable[[], None]) -> None:
+        with self._trio.open_signal_receiver(*ENDING) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            try:
+                number = await anext(aiter(signals))
+            finally:
+                signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        log.info("ending on %s", signal.Signals(number).name)
+        await self._trio.to_thread.run_sync(detach)  # requests are still answered meanwhile
+        self._pyfuse3.terminate()
+
+    async def _empty_page_cache(self, operations: Operations) -> None:
+        """Throw out what private mappings have put into the page cache, after the file was closed.
+
+        In a thread: the kernel waits for a page that is just being read, and the answer to that read comes from here.
+        """
+        queue = operations.page_cached
+        while True:
+            await queue.wait()
+            for inode in queue.take():
+                try:
+                    await self._trio.to_thread.run_sync(self._pyfuse3.invalidate_inode, inode)
+                except OSError as error:
+                    if error.errno != errno.ENOENT:  # the kernel has forgotten the inode, and its pages with it
+                        log.error("the page cache cannot be emptied: %s", os.strerror(error.errno or 0).lower())
