@@ -36,10 +36,7 @@ class Inode:
         self.nlink = 2 if kind == "d" else 0
         self.opens = 0
         self.lookups = 0
-
-    @property
-    def gone(self) -> bool:
-        return not self.nlink and not self.opens
+        self.gone = False  # for good, once it had neither a name nor a handle: a removed directory may be opened again
 
 
 class Model:
@@ -94,7 +91,8 @@ class Model:
         self.settle(node)
 
     def settle(self, node: Inode) -> None:
-        if node.gone:
+        if not node.nlink and not node.opens:
+            node.gone = True
             node.data.clear()
             node.xattrs.clear()
             if node.lookups <= 0:
