@@ -114,16 +114,15 @@ class Limits(Suite):
             own.map(PAGE).close()
             taken = max(descriptors()) + 1
             resource.setrlimit(resource.RLIMIT_NOFILE, (taken, taken))
-            with open(os.devnull, "rb"):
-                while True:  # fill the gaps below
-                    try:
-                        os.dup(0)
-                    except OSError:
-                        break
+            while True:  # fill the gaps below
                 try:
-                    own.map(PAGE).close()
-                except LimitError:
-                    return True
+                    os.dup(0)
+                except OSError:
+                    break
+            try:
+                own.map(PAGE).close()
+            except LimitError:
+                return True
             return True
 
         assert in_child(provoke)
