@@ -88,7 +88,7 @@ def test_testing_is_as_a_stranger_needs_it() -> None:
 
 
 def test_pytest_is_needed_by_the_conformance_suite_only() -> None:
-    """secretfs.testing.backends and its parts import pytest; the rest of secretfs.testing needs the standard library."""
+    """secretfs.testing.backends and its parts import pytest; the rest needs the standard library only."""
     suite = {"secretfs.testing._suite", "secretfs.testing._memory_contract", "secretfs.testing._process_contract"}
     assert importers("pytest") == suite
     assert set().union(*(importers(each) for each in suite)) - suite == {"secretfs.testing.backends"}
