@@ -15,8 +15,8 @@ from secretfs.errors import SecretFSError
 __all__ = ["SHIM", "Shim", "ShimUnavailable", "preload_state", "shim_state"]
 
 SHIM = os.path.join(os.path.dirname(__file__), "libsecretfs-shim.so")
-LIBFUSE = range(314, 315)
-"""fuse_version() of the libfuse releases that the shim was tried with."""
+LIBFUSE = range(314, 319)
+"""fuse_version() of the libfuse releases that the shim was tried with: 3.14.0, 3.16.2, 3.17.4, 3.18.2."""
 PYFUSE3 = ("3.4.", "3.5.")
 BUILD = (
     "not built: apt-get install gcc libc6-dev pkg-config libfuse3-dev,"
