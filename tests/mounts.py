@@ -31,6 +31,22 @@ PATIENCE = 20.0
 NOBODY = 65534
 ROOT = os.geteuid() == 0
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _leave_mount_namespace() -> None:
+    """Let this process mount in a namespace of its own, where it can.
+
+    Whoever copies the machine's namespace meanwhile (unshare, containers, another run of these tests) would copy our
+    mounts as well, and a mount that somebody has a copy of does not end when it is unmounted.
+    """
+    new_namespace, recursive_private = 0x20000, 0x44000
+    if ROOT and _libc.unshare(new_namespace) == 0:
+        _libc.mount(b"none", b"/", None, ctypes.c_ulong(recursive_private), None)
+
+
+_leave_mount_namespace()
+
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root: it acts as several users, or reads another process")
 
 
@@ -171,7 +187,6 @@ def proc_status(pid: int) -> dict[str, str]:
 
 # What Python has no call for
 
-_libc = ctypes.CDLL(None, use_errno=True)
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 XATTR_CREATE, XATTR_REPLACE = os.XATTR_CREATE, os.XATTR_REPLACE
 
