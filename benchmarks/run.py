@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Measure secretfs against a plain C file system and other peers. `make bench` runs it; docs/benchmarks.md explains it.
+
+Progress goes to standard error, tables to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mount
+import report
+from systems import Missing, System, all_systems, build, prioritise, running
+
+PARTS = ("mount",)
+
+
+def words(allowed: tuple[str, ...]) -> Any:
+    """A type for argparse: words of a list, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        for word in (found := text.split(",")):
+            if word not in allowed:
+                raise argparse.ArgumentTypeError(f"'{word}' is none of {', '.join(allowed)}")
+        return found
+
+    return parse
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    names = tuple(all_systems({}))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, help="how many (default 9, with --quick 3)")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, a quarter of the operations")
+    parser.add_argument("--parts", type=words(PARTS), default=list(PARTS), metavar="LIST", help=", ".join(PARTS))
+    parser.add_argument("--systems", type=words(names), default=list(names), metavar="LIST", help=", ".join(names))
+    parser.add_argument(
+        "--placements", type=words(mount.PLACEMENTS), default=list(mount.PLACEMENTS), metavar="LIST",
+        help="of client and daemon: same (one CPU), split (two), free (not pinned)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ops", type=words(tuple(mount.OPERATIONS)), default=list(mount.OPERATIONS), metavar="LIST",
+        help=", ".join(mount.OPERATIONS),
+    )  # fmt: skip
+    parser.add_argument("--nice", type=int, default=0, help="priority of all that is measured, for a machine in use")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a floor is not reached")
+    return parser.parse_args()
+
+
+def say(line: str) -> None:
+    """Progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.machine())  # fmt: skip
+    return {
+        "cpu": model, "cpus": len(os.sched_getaffinity(0)), "kernel": platform.release(),
+        "python": platform.python_version(), "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def started(wanted: dict[str, System], folder: Path) -> Iterator[tuple[list[System], dict[str, str]]]:
+    """Start all systems that can run, and say why others cannot."""
+    missing: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        up = []
+        for name, system in wanted.items():
+            try:
+                up.append(stack.enter_context(running(system, folder)))
+            except Missing as error:
+                missing[name] = str(error)
+                say(f"{name} is not measured: {error}")
+        yield up, missing
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run what was asked for."""
+    built = build(folder)
+    wanted = {name: system for name, system in all_systems(built).items() if name in options.systems}
+    rounds = options.rounds or (3 if options.quick else 9)
+    results: dict[str, Any] = {"version": 1, "machine": machine(), "rounds": rounds}
+    if "mount" in options.parts:
+        with started(wanted, folder) as (up, results["missing"]):
+            for system in up if options.nice else ():
+                system.prioritise(options.nice)
+            samples = mount.measure(
+                built["client"], up, rounds=rounds, placements=options.placements, operations=options.ops,
+                scale=0.25 if options.quick else 1, progress=say,
+            )  # fmt: skip
+        results["mount"] = mount.summarise(samples)
+    return results
+
+
+def show(results: dict[str, Any], *, markdown: bool) -> None:
+    """Print the tables."""
+    for placement in results.get("mount", {}):
+        print(f"{placement}: ratio to the C reference, median of {results['rounds']} rounds\n")
+        print(report.ratios(results["mount"], placement, markdown=markdown))
+        print(report.rates(results["mount"], placement, markdown=markdown))
+
+
+def main() -> int:
+    """Measure, print, write."""
+    options = arguments()
+    if options.nice:
+        prioritise(os.getpid(), options.nice)
+    with tempfile.TemporaryDirectory(prefix="secretfs-bench-") as folder:
+        try:
+            results = measure(options, Path(folder))
+        except Missing as error:
+            say(f"run.py: {error}")
+            return 1
+    show(results, markdown=False)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    below = mount.below_floor(results.get("mount", {}))
+    for line in below:
+        say(f"below its floor: {line}")
+    return 1 if options.check and below else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
