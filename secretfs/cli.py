@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from secretfs import commands
-from secretfs.console import complain
+from secretfs.console import complain, discard_output, open_streams
 from secretfs.errors import SecretFSError, UsageError
 from secretfs.sizes import parse_mode, parse_size
 
@@ -49,6 +48,7 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
     try:
         foreign = _foreign_command(words)
         if foreign is not None:
@@ -63,13 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     except OSError as error:
-        if error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN):
-            complain(SecretFSError(f"the system is out of resources: {os.strerror(error.errno).lower()}"))
-            return 1
-        raise
+        complain(_system_error(error))
+        discard_output()
+        return 1
+
+
+def _system_error(error: OSError) -> SecretFSError:
+    """What no layer below has expected: a full disk under stdout, no descriptor left, and the like."""
+    what = (error.strerror or type(error).__name__).lower()
+    if error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN):
+        what = f"the system is out of resources: {what}"
+    return SecretFSError(f"{what}: {error.filename!r}" if error.filename else what)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,7 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with our way of complaining."""
+    """argparse with our way of complaining, and of writing: what cannot be written is an error inside `main`."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()
+        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         complain(UsageError(message, hint=f"{self.prog} --help"))

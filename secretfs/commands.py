@@ -10,7 +10,7 @@ from typing import Any
 
 from secretfs import registry
 from secretfs.console import note, warn
-from secretfs.errors import MountError, NotMounted, SecretFSError, UsageError
+from secretfs.errors import MountError, MountpointError, NotMounted, SecretFSError, UsageError
 from secretfs.native import preload_state, shim_state
 from secretfs.sizes import human_size
 
@@ -47,7 +47,13 @@ def _options(words: dict[str, Any]) -> Any:
 
     if os.geteuid() != 0 and (words.get("allow_dev") or words.get("allow_suid")):
         raise UsageError("only root may use --allow-dev and --allow-suid")
-    return MountOptions(**words)
+    try:
+        path = os.path.abspath(words.pop("path"))
+    except OSError as error:
+        raise MountpointError(
+            "the working directory does not exist any more", hint="cd elsewhere, or name the mountpoint from / on"
+        ) from error
+    return MountOptions(path, **words)
 
 
 def _tell(summary: dict[str, Any]) -> None:

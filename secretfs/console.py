@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from secretfs.errors import SecretFSError
 
-__all__ = ["complain", "note", "warn"]
+__all__ = ["complain", "discard_output", "note", "open_streams", "warn"]
+
+
+def open_streams() -> None:
+    """Open what the caller has closed of stdin, stdout and stderr, or the next file would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
+def discard_output() -> None:
+    """Forget what stdout could not take: Python would try again at exit, and complain in its own way."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(error: SecretFSError, *, name: str = "secretfs") -> None:

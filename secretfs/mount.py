@@ -62,6 +62,8 @@ def mount_foreground(options: MountOptions, report: Report) -> int:
 def mount_detached(options: MountOptions) -> dict[str, Any]:
     """Mount, return the daemon's summary when the mount answers, and leave the mount to processes of its own.
 
+    The path must be absolute: they leave the working directory.
+
     Raises:
         SecretFSError: it could not be mounted.
     """
@@ -92,7 +94,6 @@ def _detached(options: MountOptions, writer: int) -> None:
     """The parent process of a detached mount. Never returns."""
     code = 1
     try:
-        path = os.path.abspath(options.path)  # before the working directory is left
         leave_terminal(writer)
         log_to(syslog=True)
 
@@ -101,20 +102,16 @@ def _detached(options: MountOptions, writer: int) -> None:
             os.close(writer)
 
         try:
-            code = _Parent(_at(options, path), report).live()
+            code = _Parent(options, report).live()
         except SecretFSError as error:
             report({"failed": {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}})
             code = error.exit_code
+        except OSError as error:
+            report({"failed": {"message": f"mounting failed: {os.strerror(error.errno or 0).lower()}"}})
     except BaseException as error:  # noqa: BLE001 - a forked child must not run its caller's handlers
         log.error("the parent process failed: %s: %s", type(error).__name__, error)
     finally:
         os._exit(code)
-
-
-def _at(options: MountOptions, path: str) -> MountOptions:
-    from dataclasses import replace
-
-    return replace(options, path=path)
 
 
 class _Parent:

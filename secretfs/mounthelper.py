@@ -55,8 +55,9 @@ FLAGS = frozenset({"allow_other", "allow_dev", "allow_suid", "cached", "force"})
 def main(arguments: Sequence[str] | None = None) -> int:
     """Mount as mount(8) asks, and return its exit code."""
     from secretfs.commands import mount_and_warn
-    from secretfs.console import complain
+    from secretfs.console import complain, open_streams
 
+    open_streams()
     try:
         path, options, fake = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         if not fake:
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WRONG_CALL
     except SecretFSError as error:
         complain(error, name="mount.fuse.secretfs")
+        return FAILED
+    except OSError as error:
+        complain(MountError((error.strerror or type(error).__name__).lower()), name="mount.fuse.secretfs")
         return FAILED
     return 0
 
