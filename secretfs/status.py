@@ -50,6 +50,7 @@ def unmount(path: str, *, lazy: bool) -> int | None:
     Raises:
         NotMounted: nothing of the caller's is mounted there.
         MountBusy: files are open, and `lazy` was not asked for.
+        MountError: it is unmounted here, but its files live on: a mount namespace elsewhere has a copy of the mount.
     """
     mount = mountinfo.find(path)
     if mount is None:
@@ -67,8 +68,12 @@ def unmount(path: str, *, lazy: bool) -> int | None:
         files, pid, lazy = None, 0, True
     with _Watched(pid) as daemon_process:
         attach.detach(mount.mountpoint, lazy=lazy)
-        if not lazy:
-            daemon_process.wait()
+        if not lazy and not daemon_process.has_ended():
+            raise MountError(
+                f"{mount.mountpoint!r} is unmounted here, but its files are not wiped yet: it is still mounted in "
+                "another mount namespace (a container, a service, unshare)",
+                hint=f"end that one, or wipe them now: kill {pid}",
+            )
     return files
 
 
@@ -81,9 +86,9 @@ class _Watched:
         except OSError:
             self._fd = -1  # another pid namespace: its number means nothing here
 
-    def wait(self) -> None:
-        if self._fd >= 0:
-            select.select([self._fd], [], [], PATIENCE)
+    def has_ended(self) -> bool:
+        """Wait for its end; a process that cannot be watched is believed to have ended."""
+        return self._fd < 0 or bool(select.select([self._fd], [], [], PATIENCE)[0])
 
     def __enter__(self) -> _Watched:
         return self
