@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+NO_CGROUP = "no memory cgroup can be made here"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PASSED_ON = ("SECRETFS_", "LC_", "LANG", "TERM")
 
@@ -122,7 +123,7 @@ def _make(asked: argparse.Namespace) -> None:
     if asked.cgroup_limit is not None:
         _enter_cgroup(asked.cgroup_limit)
     _call("unshare", CLONE_NEWNS)
-    _mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    _keep_mounts_to_ourselves()
     if asked.no_fuse or not os.path.exists(FUSE):
         _replace_dev(with_fuse=not asked.no_fuse)
     else:
@@ -145,6 +146,23 @@ def _environment() -> dict[str, str]:
 
 
 # Mounts
+
+
+def _keep_mounts_to_ourselves() -> None:
+    """Let nothing that is mounted from here on reach the namespace we come from.
+
+    In a plain chroot / is no mount point: there it is done for each mount that can be seen. The one that the chroot
+    lies in cannot be reached, so what is mounted straight on it may be seen outside.
+    """
+    try:
+        _mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            paths = [line.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape") for line in file]
+        for path in paths:
+            _mount("none", path, flags=MS_PRIVATE)
 
 
 def _cover(path: str, make: Callable[[str], None]) -> None:
@@ -249,7 +267,10 @@ def _forbid_memfd_secret(name: str) -> None:
 
 def _enter_cgroup(limit: int) -> None:
     """Move into a memory cgroup of our own; only a fork does, since somebody must stay outside and remove the group."""
-    group, limit_file = _new_cgroup()
+    try:
+        group, limit_file = _new_cgroup()
+    except (OSError, KeyError) as error:
+        raise OSError(errno.ENOTSUP, f"{NO_CGROUP}: {error}") from error
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     pid = os.fork()
     if pid == 0:
@@ -281,7 +302,7 @@ def _new_cgroup() -> tuple[str, str]:
         group, limit_file = f"/sys/fs/cgroup{groups['']}", "memory.max"
         while "memory" not in _read(group, "cgroup.subtree_control").split():
             if group.rstrip("/") == "/sys/fs/cgroup":
-                raise OSError(errno.ENOTSUP, "no memory cgroup can be made here")
+                raise FileNotFoundError(errno.ENOENT, "no group has the memory controller")
             group = os.path.dirname(group)
     path = os.path.join(group, name)
     os.mkdir(path)
