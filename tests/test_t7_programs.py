@@ -394,7 +394,7 @@ def test_ssh_agent_with_its_socket_in_the_mount(here: Folder) -> None:
 @pytest.mark.parametrize(("mode", "taken"), [("600", True), ("400", True), ("644", False), ("640", False)])
 def test_sshd_checks_the_mode_of_its_host_key(here: Folder, mode: str, taken: bool) -> None:
     """sshd takes a host key that only its owner can read, and refuses one that others can."""
-    here.sh("[ $(id -u) -ne 0 ] || mkdir -p /run/sshd; ssh-keygen -q -t ed25519 -N '' -f host")
+    here.sh("[ $(id -u) -ne 0 ] || mkdir -p -m 755 /run/sshd; ssh-keygen -q -t ed25519 -N '' -f host")
     here.sh(f'chmod {mode} host; printf \'HostKey "%s/host"\\n\' "$PWD" >sshd_config')
     done = here.session.run("/usr/sbin/sshd", "-t", "-f", here.path / "sshd_config")
     assert (done.returncode == 0) == taken, done.stderr

@@ -31,7 +31,7 @@ Host server
     ConnectTimeout 10
 END
 
-[ "$(id -u)" -ne 0 ] || mkdir -p /run/sshd # where sshd locks its unprivileged half in; Debian's service makes it too
+[ "$(id -u)" -ne 0 ] || mkdir -p -m 755 /run/sshd # where sshd locks its unprivileged half in; Debian's service makes it too
 : >"$work/log"
 /usr/sbin/sshd -D -e -f "$work/sshd_config" 2>>"$work/log" &
 server=$!
