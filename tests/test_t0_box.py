@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import box
 import pytest
 
 PYTHON = "/usr/bin/python3"
@@ -21,19 +21,6 @@ fd = libc.syscall(447, os.O_CLOEXEC)
 print("fd" if fd >= 0 else ctypes.get_errno(), os.getuid())
 """
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
-
-
-def _load_box():
-    """The tool as a module: the folder of the tests is not on the path."""
-    spec = importlib.util.spec_from_file_location("box", Path(__file__).with_name("box.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-box = _load_box()
 
 
 def run(*words: str, **options) -> subprocess.CompletedProcess[str]:
