@@ -47,7 +47,8 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             "secretfs.native.libsecretfs-shim",
-            ["secretfs/native/shim.c"],
+            ["secretfs/native/shim.c", "secretfs/native/fast.c"],
+            depends=["secretfs/native/fast.h"],
             extra_compile_args=STRICT + pkg_config("--cflags"),
             extra_link_args=HARDENED + libraries,
             optional=NATIVE != "require",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import weakref
 from types import TracebackType
@@ -118,6 +119,11 @@ class SecretArea:
     def copy_within(self, source: int, target: SecretArea, offset: int, length: int) -> None:
         """Copy `length` bytes from `source` here to `offset` in `target`, with no copy in between."""
         target._bytes(offset, length)[offset : offset + length] = self._bytes(source, length)[source : source + length]
+
+    @property
+    def address(self) -> int:
+        """Where it lies in this process: for C code that works on it in place, until the next resize() or close()."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._bytes(0, 0)))
 
     def view(self) -> memoryview:
         """All bytes, writable. Release it before close(); one that survives makes close() raise BufferError."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections.abc import Iterator
+from typing import Protocol
 
 from secretfs.errors import FileError, LimitError
 from secretfs.heap import SLOT, Block, Heap, slot_size
@@ -19,6 +20,13 @@ from secretfs.interface import round_up
 from secretfs.pages import PAGE, PagePool, Run
 
 __all__ = ["Content", "Space"]
+
+
+class Revocable(Protocol):
+    """What reads and writes a file's bytes in place, until it is told not to."""
+
+    def revoke(self) -> None:
+        """Stop, before anything about the file changes."""
 
 
 class Space:
@@ -57,21 +65,23 @@ class Space:
 class Content:
     """The bytes of one file."""
 
-    __slots__ = ("_head", "_head_end", "_runs", "_space", "_starts", "size")
+    __slots__ = ("_head", "_head_end", "_runs", "_space", "_starts", "published", "size")
 
     def __init__(self, space: Space) -> None:
         self._space = space
         self.size = 0
         """Bytes, holes included: what stat(2) calls st_size."""
         self._head: Block | None = None  # all the data there is, while that is within the first page
-        self._head_end = 0  # bytes of the head that may be other than zero, and are charged for
+        self._head_end = 0  # bytes of the head that may be other than zero, and are charged for: whole SLOTs
         self._starts: list[int] = []  # the file's page number at which each run begins, ascending
         self._runs: list[Run] = []
+        self.published: Revocable | None = None
+        """Who else reads and writes these bytes in place; it is sent away before anything changes."""
 
     @property
     def allocated(self) -> int:
         """Bytes of secret memory that are charged for this file."""
-        return round_up(self._head_end, SLOT) + sum(run.size for run in self._runs)
+        return self._head_end + sum(run.size for run in self._runs)
 
     def write(self, offset: int, data: memoryview) -> int:
         """Copy `data` to `offset` and return how many bytes were taken: fewer where space ended in the middle.
@@ -79,6 +89,7 @@ class Content:
         Raises:
             FileError: ENOSPC where not one byte could be taken; the file is as it was.
         """
+        self.revoke()
         end = offset + len(data)
         if not data:
             return 0
@@ -111,6 +122,7 @@ class Content:
 
     def truncate(self, size: int) -> None:
         """Cut to `size` bytes, wiping what is beyond, or grow to it with a hole."""
+        self.revoke()
         if size < self.size:
             self._cut_head(size)
             self._cut_runs(size)
@@ -120,11 +132,25 @@ class Content:
         """Wipe everything and give it back."""
         self.truncate(0)
 
+    def first_piece(self) -> tuple[Block, int] | None:
+        """Where the first bytes lie in one piece, and how many of them are this file's; None for a hole."""
+        if self._head is not None:
+            return self._head, self._head_end
+        if self._runs and self._starts[0] == 0:
+            return self._runs[0], self._runs[0].size
+        return None
+
+    def revoke(self) -> None:
+        """Send away whoever uses these bytes in place."""
+        if self.published is not None:
+            self.published.revoke()
+
     # The head: a file within one page.
 
     def _grow_head(self, end: int) -> None:
         """Make the head hold `end` bytes, moving it to a larger slot if it must."""
-        more = max(0, round_up(end, SLOT) - round_up(self._head_end, SLOT))
+        end = max(self._head_end, round_up(end, SLOT))
+        more = end - self._head_end
         self._space.charge(more)
         old = self._head
         if old is None or old.size < end:
@@ -137,14 +163,14 @@ class Content:
                 old.copy_to(new, self._head_end)
                 self._space.heap.free(old)
             self._head = new
-        self._head_end = max(self._head_end, end)
+        self._head_end = end
 
     def _leave_head(self) -> None:
         """Move the head into the file's first page, because the file is getting larger than that."""
         head = self._head
         if head is None:
             return
-        more = PAGE - round_up(self._head_end, SLOT)
+        more = PAGE - self._head_end
         self._space.charge(more)
         try:
             run = self._allocate_pages(1)
@@ -159,12 +185,12 @@ class Content:
         if self._head is None or size >= self._head_end:
             return
         if size == 0:
-            self._space.charge(-round_up(self._head_end, SLOT))
+            self._space.charge(-self._head_end)
             self._drop_head()
             return
-        self._space.charge(round_up(size, SLOT) - round_up(self._head_end, SLOT))
         self._head.wipe(size, self._head_end - size)
-        self._head_end = size
+        self._space.charge(round_up(size, SLOT) - self._head_end)
+        self._head_end = round_up(size, SLOT)
         self._shrink_head()
 
     def _shrink_head(self) -> None:

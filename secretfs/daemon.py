@@ -33,6 +33,8 @@ __all__ = ["BUDGET", "MountOptions", "run", "send"]
 BUDGET = 3 << 20
 """Bytes of locked memory for what is not file data: the window, the receive buffer, names and half-used slabs."""
 DEFAULT_SIZE = 16 << 20
+SPIN = 50
+"""Microseconds to poll for the next request before sleeping; 20 to 50 are best, more gains nothing."""
 SMALLEST_DEFAULT = 64 * 1024
 
 log = logging.getLogger(__name__)
@@ -101,7 +103,7 @@ class _Mount:
         size = _affordable_size(options.size)
         try:
             self._window = Window(attach.MAX_READ)
-            self._session = Session(self._window)
+            self._session = Session(self._window, SPIN if options.spin is None else options.spin)
             self._require_no_residue()
             self._filesystem = Filesystem(
                 self._choice.backend, size=size, max_files=options.max_files or max(1024, size // 64),
@@ -143,15 +145,14 @@ class _Mount:
     def serve(self, fd: int) -> None:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends or a signal comes."""
         from secretfs.fuse import STATUS, Operations
-        from secretfs.loop import SPIN
 
         operations = Operations(
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
             ready=self._ready, fills_page_cache=self._session.fills_page_cache,
+            fast=self._session.fast_files(),
         )  # fmt: skip
-        spin = SPIN if self._options.spin is None else self._options.spin
-        self._session.serve(fd, operations, spin, lambda: _ask_to_detach(self._channel))
+        self._session.serve(fd, operations, lambda: _ask_to_detach(self._channel))
 
     def close(self) -> None:
         """Wipe everything."""

@@ -218,6 +218,8 @@ class Filesystem:
         """chmod, chown, truncate and utimensat; all or nothing."""
         node = self._tree.get(ino)
         now = time.time_ns()
+        if node.content is not None:
+            node.content.revoke()
         if changes.size is not None:
             self._truncate(node, changes.size, now)
             if caller.uid != 0:
@@ -234,6 +236,10 @@ class Filesystem:
             node.mtime = changes.mtime
         node.ctime = now
         return node
+
+    def known(self, ino: int) -> Node | None:
+        """The node with that number, or None."""
+        return self._tree.known(ino)
 
     def statistics(self) -> Statistics:
         """How full it is."""
@@ -314,6 +320,10 @@ class Filesystem:
         node.opens += 1
         return self._handle(FileHandle(node, flags))
 
+    def node_of(self, handle: int) -> Node:
+        """The node that an open file belongs to."""
+        return self._file(handle).node
+
     def read_into(self, handle: int, offset: int, buffer: memoryview) -> int:
         """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file."""
         node = self._file(handle).node
@@ -349,6 +359,8 @@ class Filesystem:
         node = file.node
         del self._handles[handle]
         node.opens -= 1
+        if node.content is not None and not node.opens:
+            node.content.revoke()
         self._tree.settle(node)
         return node.ino if file.page_cached and node.nlink else 0
 

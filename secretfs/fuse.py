@@ -12,17 +12,18 @@ import functools
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from secretfs.errors import FileError, LimitError, SecretFSError
+from secretfs.fast import FastFiles
 from secretfs.filesystem import Changes, Filesystem
-from secretfs.heap import SLOT
 from secretfs.names import NAME_MAX
 from secretfs.nodes import ROOT, Node
+from secretfs.pages import PAGE
 from secretfs.plaintext import consume
 from secretfs.window import Window
 
@@ -35,6 +36,7 @@ _PRIVATE = b"user.secretfs."
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
+Reply: TypeAlias = Coroutine[Any, Any, R]
 
 
 def _errno_of(error: BaseException) -> int:
@@ -50,33 +52,36 @@ def _errno_of(error: BaseException) -> int:
     return errno.EIO
 
 
-def _request(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make a coroutine of `handler`, whose errors become replies."""
+def _request(handler: Callable[Concatenate[Operations, P], R]) -> Callable[Concatenate[Operations, P], Reply[R]]:
+    """Make a coroutine of `handler`, whose errors become replies. It finds a tree that is up to date."""
 
     @functools.wraps(handler)
-    async def coroutine(*arguments: P.args, **named: P.kwargs) -> R:
+    async def coroutine(self: Operations, *arguments: P.args, **named: P.kwargs) -> R:
         try:
-            return handler(*arguments, **named)
+            self._catch_up()
+            return handler(self, *arguments, **named)
         except Exception as error:  # noqa: BLE001 - anything else would end the mount
             code = _errno_of(error)
         raise FUSEError(code)  # outside the except block: nothing of the error is kept alive
 
-    return coroutine
+    return coroutine  # type: ignore[return-value]  # mypy gives wraps() a named `self`
 
 
-def _consuming_request(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+def _consuming_request(
+    handler: Callable[Concatenate[Operations, P], R],
+) -> Callable[Concatenate[Operations, P], Reply[R]]:
     """Like _request, and afterwards wipe the bytes that came with the request: names, targets, data."""
 
     @functools.wraps(handler)
-    def consuming(*arguments: P.args, **named: P.kwargs) -> R:
+    def consuming(self: Operations, *arguments: P.args, **named: P.kwargs) -> R:
         try:
-            return handler(*arguments, **named)
+            return handler(self, *arguments, **named)
         finally:
             for argument in arguments:
                 if type(argument) is bytes:
                     consume(argument)
 
-    return _request(consuming)
+    return _request(consuming)  # type: ignore[arg-type]
 
 
 class InodeQueue:
@@ -118,6 +123,7 @@ class Operations(pyfuse3.Operations):
         status: dict[bytes, Callable[[], bytes]],
         ready: Callable[[], None],
         fills_page_cache: Callable[[], bool],
+        fast: FastFiles | None,
     ) -> None:
         """Serve `filesystem`.
 
@@ -129,6 +135,7 @@ class Operations(pyfuse3.Operations):
             status: read-only attributes of the root, by name, for the owner and root.
             ready: called when the kernel asks for the first time.
             fills_page_cache: whether the read in hand is on behalf of the kernel's page cache.
+            fast: the table of files whose reads and writes the shim answers, if there is a shim.
         """
         super().__init__()
         self._filesystem = filesystem
@@ -138,6 +145,7 @@ class Operations(pyfuse3.Operations):
         self._status = status
         self._ready = ready
         self._fills_page_cache = fills_page_cache
+        self._fast = fast
         self.page_cached = InodeQueue()
         """Inodes whose pages are to be thrown out of the page cache."""
 
@@ -155,6 +163,7 @@ class Operations(pyfuse3.Operations):
         return _entry(self._filesystem.lookup(parent, name))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        self._catch_up()
         self._filesystem.forget(inode_list)
 
     @_consuming_request
@@ -215,9 +224,9 @@ class Operations(pyfuse3.Operations):
     def statfs(self, ctx: RequestContext) -> StatvfsData:
         full = self._filesystem.statistics()
         data = StatvfsData()
-        data.f_bsize = data.f_frsize = SLOT
-        data.f_blocks = full.size // SLOT
-        data.f_bfree = data.f_bavail = (full.size - full.used) // SLOT
+        data.f_bsize = data.f_frsize = PAGE
+        data.f_blocks = full.size // PAGE
+        data.f_bfree = data.f_bavail = (full.size - full.used) // PAGE
         data.f_files = full.max_files
         data.f_ffree = data.f_favail = full.max_files - full.files
         data.f_namemax = NAME_MAX
@@ -254,7 +263,9 @@ class Operations(pyfuse3.Operations):
 
     @_request
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return self._file_info(self._filesystem.open(inode, flags, ctx))
+        handle = self._filesystem.open(inode, flags, ctx)
+        self._publish(handle)
+        return self._file_info(handle)
 
     @_request
     def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]  # any buffer will do
@@ -262,11 +273,14 @@ class Operations(pyfuse3.Operations):
         length = self._filesystem.read_into(fh, off, window)
         if not self._cached and self._fills_page_cache():
             self._filesystem.note_page_cached(fh)
+        self._publish(fh)
         return window[:length]
 
     @_consuming_request
     def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self._filesystem.write(fh, off, memoryview(buf))
+        taken = self._filesystem.write(fh, off, memoryview(buf))
+        self._publish(fh)
+        return taken
 
     async def flush(self, fh: int) -> None:
         """Nothing is buffered."""
@@ -298,6 +312,16 @@ class Operations(pyfuse3.Operations):
     @_request
     def releasedir(self, fh: int) -> None:
         self._filesystem.releasedir(fh)
+
+    def _publish(self, handle: int) -> None:
+        """Let the shim answer further reads and writes of this file."""
+        if self._fast is not None:
+            self._fast.publish(self._filesystem.node_of(handle))
+
+    def _catch_up(self) -> None:
+        """Take over what the shim has written since Python answered last."""
+        if self._fast is not None and self._fast.written.value:
+            self._fast.collect(self._filesystem.known)
 
     def _file_info(self, handle: int) -> FileInfo:
         """Direct I/O: the data passes the page cache by, which is in the kernel's direct map."""

@@ -18,21 +18,22 @@ from typing import Any
 import pyfuse3
 import trio
 
-__all__ = ["SPIN", "install", "keep_memory"]
+__all__ = ["install", "keep_memory"]
 
-SPIN = 50
-"""Microseconds to poll after a request; 20 to 50 are best, more gains nothing."""
 CHECKPOINT = 64
 _WAIT = "_wait_fuse_readable"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = 16 << 20
 
 
-def install(fd: int, spin: int) -> bool:
-    """Replace pyfuse3's wait on /dev/fuse (`fd`); False, and nothing changed, where pyfuse3 has no such function."""
+def install(fd: int, spin: int, spun: ctypes.c_int | None) -> bool:
+    """Replace pyfuse3's wait on /dev/fuse (`fd`); False, and nothing changed, where pyfuse3 has no such function.
+
+    `spun` is the shim's flag that it has polled already.
+    """
     if not hasattr(pyfuse3, _WAIT):
         return False
-    setattr(pyfuse3, _WAIT, _waiter(fd, spin * 1000))
+    setattr(pyfuse3, _WAIT, _waiter(fd, spin * 1000, spun or ctypes.c_int(0)))
     return True
 
 
@@ -44,7 +45,7 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
 
 
-def _waiter(fd: int, spin: int) -> Any:
+def _waiter(fd: int, spin: int, spun: ctypes.c_int) -> Any:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     pending, clock = poller.poll, time.perf_counter_ns
@@ -59,10 +60,13 @@ def _waiter(fd: int, spin: int) -> Any:
             await trio.lowlevel.checkpoint()
         if pending(0):
             return True
-        end = clock() + spin
-        while clock() < end:
-            if pending(0):
-                return True
+        if spun.value:
+            spun.value = 0
+        else:
+            end = clock() + spin
+            while clock() < end:
+                if pending(0):
+                    return True
         served = 0
         try:
             await trio.lowlevel.wait_readable(fd)

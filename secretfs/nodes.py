@@ -128,6 +128,10 @@ class Tree:
         except KeyError:
             raise FileError(errno.ESTALE) from None
 
+    def known(self, ino: int) -> Node | None:
+        """The node with that number, or None."""
+        return self._nodes.get(ino)
+
     def find(self, parent: int, name: bytes) -> tuple[Node, NodeEntry | None]:
         """The directory with number `parent`, and its entry `name` or None.
 

@@ -18,6 +18,7 @@ from secretfs.native import Shim, ShimUnavailable
 from secretfs.window import Window
 
 if TYPE_CHECKING:
+    from secretfs.fast import FastFiles
     from secretfs.fuse import Operations
 
 __all__ = ["ENDING", "Session"]
@@ -31,17 +32,22 @@ log = logging.getLogger(__name__)
 class Session:
     """One session. Make it before the file system, so that what is missing is found before anything is mounted."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, spin: int) -> None:
         """Load the shim if it can be had, and pyfuse3.
+
+        Args:
+            window: where replies to reads are bounced.
+            spin: microseconds to poll after a request before sleeping.
 
         Raises:
             FuseUnavailable: pyfuse3, trio or libfuse is missing.
         """
+        self._spin = spin
         self.shim: bool | str = True
         """True, or why the shim is not in use."""
         self._shim: Shim | None = None
         try:
-            self._shim = Shim(window.address, window.size)
+            self._shim = Shim(window.address, window.size, spin)
         except ShimUnavailable as error:
             self.shim = str(error)
         try:
@@ -65,7 +71,13 @@ class Session:
         """Whether the read in hand is for the kernel's page cache; without the shim that cannot be told."""
         return self._shim is None or self._shim.fills_page_cache()
 
-    def serve(self, fd: int, operations: Operations, spin: int, detach: Callable[[], None]) -> None:
+    def fast_files(self) -> FastFiles | None:
+        """The table of files that the shim answers for."""
+        from secretfs.fast import FastFiles
+
+        return None if self._shim is None else FastFiles(self._shim.library)
+
+    def serve(self, fd: int, operations: Operations, detach: Callable[[], None]) -> None:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends; after a signal call `detach`, then end."""
         from secretfs import loop
 
@@ -73,7 +85,7 @@ class Session:
         self._pyfuse3.init(operations, f"/dev/fd/{fd}", set())
         if self._shim is not None:
             os.set_blocking(fd, False)
-        if not loop.install(fd, spin):
+        if not loop.install(fd, self._spin, None if self._shim is None else self._shim.spun):
             log.warning("this pyfuse3 waits in a way of its own; requests will be slower")
         try:
             self._trio.run(self._run, operations, detach)

@@ -31,8 +31,13 @@ class ShimUnavailable(SecretFSError):
 class Shim:
     """The loaded shim. Make it before pyfuse3 is imported."""
 
-    def __init__(self, window_address: int, window_size: int) -> None:
+    def __init__(self, window_address: int, window_size: int, spin: int) -> None:
         """Load it, so that pyfuse3 will find its functions before libfuse's.
+
+        Args:
+            window_address: where the window lies.
+            window_size: its bytes.
+            spin: microseconds to poll after a request that it has answered.
 
         Raises:
             ShimUnavailable: it was not built, or does not fit what is installed.
@@ -40,10 +45,13 @@ class Shim:
         state = shim_state()
         if state is not True:
             raise ShimUnavailable(str(state))
-        self._library = ctypes.CDLL(SHIM, mode=ctypes.RTLD_GLOBAL)
+        self.library = self._library = ctypes.CDLL(SHIM, mode=ctypes.RTLD_GLOBAL)
         self._page_cache_read = ctypes.c_int.in_dll(self._library, "secretfs_shim_page_cache_read")
         self._library.secretfs_shim_requests.restype = ctypes.c_ulong
-        if self._library.secretfs_shim_prepare(ctypes.c_void_p(window_address), ctypes.c_size_t(window_size)):
+        self.spun = ctypes.c_int.in_dll(self._library, "secretfs_shim_spun")
+        """Not 0: it has just polled in vain; whoever has seen that sets it to 0."""
+        window = ctypes.c_void_p(window_address), ctypes.c_size_t(window_size)
+        if self._library.secretfs_shim_prepare(*window, ctypes.c_long(spin * 1000)):
             raise ShimUnavailable("libfuse lacks a function that it replaces")
 
     def fills_page_cache(self) -> bool:

@@ -6,6 +6,7 @@
  * - wipes a request when pyfuse3 has taken what it needs (its handlers copy before they return),
  * - wipes what a reply was made from (pyfuse3's buffer of directory entries), except the window, which wipes itself,
  * - lets the descriptor be non-blocking, so that a request taken back by its client does not block the loop,
+ * - answers reads and writes of open files that Python has put into a table (fast.c),
  * - tells whether a read fills the page cache, so that it can be emptied again.
  *
  * One thread calls all of it: pyfuse3's, with the GIL held.
@@ -13,25 +14,30 @@
 #define _GNU_SOURCE
 #define FUSE_USE_VERSION 35
 
+#include "fast.h"
+
 #include <dlfcn.h>
 #include <errno.h>
-#include <fuse_lowlevel.h>
 #include <linux/fuse.h>
 #include <malloc.h>
+#include <poll.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define API __attribute__((visibility("default")))
-API int secretfs_shim_prepare(const char *window, size_t window_size);
+#define BATCH 64 /* requests answered here before Python's event loop gets its turn */
+API int secretfs_shim_prepare(char *window, size_t window_size, long spin);
 API int secretfs_shim_error(void);
 API unsigned long secretfs_shim_requests(void);
 API extern int secretfs_shim_page_cache_read;
+API extern int secretfs_shim_spun;
 
 static struct {
-	const char *window; /* replies from here are wiped by their owner */
-	size_t window_size;
+	struct secretfs_window window; /* replies from here are wiped by their owner */
+	long spin;                     /* nanoseconds to poll after a request was answered here */
 	void *locked;       /* the receive buffer that has been locked */
 	int error;          /* why it could not be, an errno */
 	unsigned long requests;
@@ -47,16 +53,20 @@ static struct {
 /* Whether the request in hand is a read that fills the page cache. */
 int secretfs_shim_page_cache_read;
 
+/* Whether polling has just been tried here, in vain. */
+int secretfs_shim_spun;
+
 /* Find libfuse's functions and announce the window; 0, or ENOSYS where one is missing. */
-int secretfs_shim_prepare(const char *window, size_t window_size)
+int secretfs_shim_prepare(char *window, size_t window_size, long spin)
 {
 	*(void **)&real.receive_buf = dlsym(RTLD_NEXT, "fuse_session_receive_buf");
 	*(void **)&real.process_buf = dlsym(RTLD_NEXT, "fuse_session_process_buf");
 	*(void **)&real.reply_buf = dlsym(RTLD_NEXT, "fuse_reply_buf");
 	if (!real.receive_buf || !real.process_buf || !real.reply_buf)
 		return ENOSYS;
-	shim.window = window;
-	shim.window_size = window_size;
+	shim.window.start = window;
+	shim.window.size = window_size;
+	shim.spin = spin;
 	return 0;
 }
 
@@ -116,7 +126,7 @@ static int reads_for_page_cache(const struct fuse_buf *buf)
 	       !(read->read_flags & FUSE_READ_LOCKOWNER);
 }
 
-API int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+static int receive(struct fuse_session *se, struct fuse_buf *buf)
 {
 	int received = real.receive_buf(se, buf);
 
@@ -130,6 +140,45 @@ API int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	if (received > 0)
 		shim.requests++;
 	return received;
+}
+
+static long nanoseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000L + now.tv_nsec;
+}
+
+/* Whether the next request comes within the time to spin. */
+static int comes_soon(int fd)
+{
+	struct pollfd pending = {.fd = fd, .events = POLLIN};
+	const long start = nanoseconds();
+
+	do {
+		if (poll(&pending, 1, 0) > 0)
+			return 1;
+	} while (nanoseconds() - start < shim.spin);
+	secretfs_shim_spun = 1;
+	return 0;
+}
+
+/* Receive a request that Python has to answer; -EINTR, which makes pyfuse3 wait again, when there is none. */
+API int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+	const int fd = fuse_session_fd(se);
+
+	for (int answered = 0; answered < BATCH; answered++) {
+		const int received = receive(se, buf);
+
+		if (received <= 0 || !secretfs_fast_answer(fd, buf, &shim.window))
+			return received;
+		explicit_bzero(buf->mem, buf->size);
+		if (!comes_soon(fd))
+			break;
+	}
+	return -EINTR;
 }
 
 API void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf *buf)
@@ -148,7 +197,7 @@ API void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf
 API int fuse_reply_buf(fuse_req_t req, const char *buf, size_t size)
 {
 	const int result = real.reply_buf(req, buf, size);
-	const int from_window = buf >= shim.window && buf < shim.window + shim.window_size;
+	const int from_window = buf >= shim.window.start && buf < shim.window.start + shim.window.size;
 
 	if (!from_window && size > 1)
 		explicit_bzero((void *)(uintptr_t)buf, size);
