@@ -232,6 +232,15 @@ def test_cut_bytes_do_not_come_back(fake) -> None:
         assert read(content, 0, size) == b"x" * 50 + bytes(size - 50)
 
 
+def test_cut_bytes_do_not_come_back_within_a_slot(fake) -> None:
+    """What truncate cut is wiped also where the file keeps its slot: a later write beyond it finds zeros before it."""
+    content = Content(space(fake))
+    write(content, 0, b"x" * 120)
+    content.truncate(70)
+    write(content, 110, b"y")
+    assert read(content, 0, 200) == b"x" * 70 + bytes(40) + b"y"
+
+
 @pytest.mark.parametrize("before", [0, 50, 100, 4000, PAGE, 3 * PAGE])
 @pytest.mark.parametrize("left", [0, 63, 64, 1000, PAGE])
 def test_quota_leaves_the_file_intact(fake, before, left) -> None:

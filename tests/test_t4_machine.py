@@ -18,6 +18,7 @@ from treemachine import ME, Comparison
 from treemodel import XATTR_SPACES, Entry, Fail, Inode
 
 from secretfs.filesystem import Changes, Filesystem
+from secretfs.nodes import ROOT
 from secretfs.testing import FakeBackend
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d" * 64, b"e" * 255])
@@ -107,7 +108,9 @@ class FilesystemMachine(Comparison):
     @rule(parent=PICK, name=NAMES, directory=st.booleans())
     def remove(self, parent: int, name: bytes, directory: bool) -> None:
         """unlink() and rmdir()."""
-        parent = self.ino(parent)
+        self.removal(self.ino(parent), name, directory=directory)
+
+    def removal(self, parent: int, name: bytes, *, directory: bool) -> None:
         self.expect(
             lambda: self.model.remove(parent, name, directory=directory),
             lambda fs: (fs.rmdir if directory else fs.unlink)(parent, name),
@@ -118,6 +121,34 @@ class FilesystemMachine(Comparison):
         """rename(), replacing, not replacing or exchanging."""
         arguments = self.ino(old), name, self.ino(new), new_name, flags
         self.expect(lambda: self.model.rename(*arguments), lambda fs: fs.rename(*arguments))
+
+    @rule(parent=PICK, name=NAMES, length=LENGTHS)
+    def put(self, parent: int, name: bytes, length: int) -> None:
+        """A whole file: created, written and closed."""
+        before = set(self.open)
+        self.create(parent, name, os.O_EXCL)
+        for handle in set(self.open) - before:
+            index = list(self.open).index(handle)
+            self.write(index, 0, length)
+            self.release(index)
+
+    def existing(self, pick: int) -> tuple[int, bytes]:
+        """A directory and a name that is there."""
+        found = [(node.ino, name) for node in self.model.nodes.values() for name in node.children]
+        return found[pick % len(found)] if found else (ROOT, b"nothing is there")
+
+    @rule(first=PICK, second=PICK, flags=st.sampled_from([0, 0, 1, 2]))
+    def rename_onto(self, first: int, second: int, flags: int) -> None:
+        """rename() of a name that is there onto another one."""
+        arguments = *self.existing(first), *self.existing(second), flags
+        self.expect(lambda: self.model.rename(*arguments), lambda fs: fs.rename(*arguments))
+
+    @rule(pick=PICK)
+    def remove_existing(self, pick: int) -> None:
+        """unlink() or rmdir() of a name that is there."""
+        parent, name = self.existing(pick)
+        entry = self.model.nodes[parent].children.get(name)
+        self.removal(parent, name, directory=entry is not None and entry.node.kind == "d")
 
     @rule(parent=PICK, name=NAMES)
     def lookup(self, parent: int, name: bytes) -> None:

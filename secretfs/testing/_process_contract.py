@@ -15,7 +15,7 @@ from secretfs.errors import BackendUnavailable, ClosedError, LimitError, SecretF
 from secretfs.interface import Access, Backend, Region, Shareable
 from secretfs.testing._suite import PAGE, PATTERN, SIZE, Suite, fill, is_zero
 from secretfs.testing.children import become_ordinary_user, in_child
-from secretfs.testing.memory import address_of, can_read, descriptors, mapping
+from secretfs.testing.memory import address_of, can_read, descriptors, mapped_bytes, mapping
 
 __all__ = ["Claims", "Fork", "Limits", "Sharing"]
 
@@ -80,8 +80,9 @@ class Limits(Suite):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
             kept = own.map(4 * PAGE)
             before = descriptors(), libc.locked_bytes()
-            refused = [self.refused(own, pages * PAGE) for pages in (5, 16, 1024)]
-            unchanged = (descriptors(), libc.locked_bytes()) == before
+            mapped = mapped_bytes()
+            refused = [self.refused(own, pages * PAGE) for pages in (5, 16, 4096)]
+            unchanged = (descriptors(), libc.locked_bytes()) == before and mapped_bytes() < mapped + 4096 * PAGE
             rest = own.map(4 * PAGE)
             fits = rest.size == 4 * PAGE
             rest.close()
@@ -100,7 +101,7 @@ class Limits(Suite):
             own = self.make_backend()
             own.map(PAGE).close()
             before = descriptors(), libc.locked_bytes()
-            room = int(libc.proc_status("VmSize").split()[0]) * 1024 + (16 << 20)
+            room = mapped_bytes() + (16 << 20)
             resource.setrlimit(resource.RLIMIT_AS, (room, room))
             return self.refused(own, 64 << 20), (descriptors(), libc.locked_bytes()) == before
 

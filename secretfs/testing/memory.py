@@ -10,7 +10,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Mapping", "address_of", "can_read", "descriptors", "mapping"]
+from secretfs import libc
+
+__all__ = ["Mapping", "address_of", "can_read", "descriptors", "mapped_bytes", "mapping"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ def descriptors() -> frozenset[int]:
     """The open descriptors of this process."""
     found = {int(name) for name in os.listdir("/proc/self/fd")}
     return frozenset(fd for fd in found if _is_open(fd))  # the one that listdir used is gone by now
+
+
+def mapped_bytes() -> int:
+    """The size of this process's address space (VmSize of proc(5))."""
+    return int(libc.proc_status("VmSize").split()[0]) * 1024
 
 
 def mapping(address: int) -> Mapping:
