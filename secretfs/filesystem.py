@@ -20,58 +20,23 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
 
-from secretfs.content import Content, Space
+from secretfs import xattrs
+from secretfs.content import Space
 from secretfs.errors import FileError
 from secretfs.heap import Heap
 from secretfs.interface import Backend
-from secretfs.names import NAME_MAX, Names
+from secretfs.names import NAME_MAX
 from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
 from secretfs.pages import PagePool
 from secretfs.plaintext import Plaintext
+from secretfs.rules import Caller, Changes, Statistics, check_replaceable, drop_privileges, touch
 
 __all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 LARGEST_FILE = (1 << 63) - 1
-LARGEST_XATTR = 65536
 LINK_MAX = 4095
-DAY = 24 * 3600 * 10**9
-XATTR_SPACES = (b"user.", b"trusted.", b"security.")
-
-
-class Caller(Protocol):
-    """Who asks."""
-
-    @property
-    def uid(self) -> int:
-        """The file system user id."""
-
-    @property
-    def gid(self) -> int:
-        """The file system group id."""
-
-
-class Changes(NamedTuple):
-    """What setattr is to change; None leaves it alone. Times are nanoseconds."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    size: int | None = None
-    atime: int | None = None
-    mtime: int | None = None
-
-
-class Statistics(NamedTuple):
-    """What statvfs(3) and `secretfs status` tell. Sizes are bytes."""
-
-    size: int
-    used: int
-    files: int
-    max_files: int
-    locked: int
 
 
 class Filesystem:
@@ -148,8 +113,10 @@ class Filesystem:
         if len(target) > LINK_MAX:
             raise FileError(errno.ENAMETOOLONG)
         node = self._create(parent, name, stat.S_IFLNK | 0o777, caller)
+        assert node.content is not None
         try:
-            _write_all(node, target)
+            if node.content.write(0, memoryview(target)) < len(target):
+                raise FileError(errno.ENOSPC)
         except FileError:
             directory, entry = self._tree.find(parent, name)
             assert entry is not None
@@ -162,7 +129,7 @@ class Filesystem:
         node = self._tree.get(ino)
         if not stat.S_ISLNK(node.mode) or node.content is None:
             raise FileError(errno.EINVAL)
-        return _read_all(node.content)
+        return xattrs.read_all(node.content)
 
     def link(self, ino: int, parent: int, name: bytes) -> Node:
         """One more name for a file."""
@@ -205,7 +172,7 @@ class Filesystem:
         elif flags == RENAME_EXCHANGE:
             self._exchange(old, entry, new, target, now)
         elif target.value is not entry.value:
-            _check_replaceable(entry.value, target.value)
+            check_replaceable(entry.value, target.value)
             self._tree.replace(old, entry, new, target, now)
 
     # Attributes
@@ -223,11 +190,11 @@ class Filesystem:
         if changes.size is not None:
             self._truncate(node, changes.size, now)
             if caller.uid != 0:
-                _drop_privileges(node)
+                drop_privileges(node)
         if changes.uid is not None or changes.gid is not None:
             node.uid = node.uid if changes.uid is None else changes.uid
             node.gid = node.gid if changes.gid is None else changes.gid
-            _drop_privileges(node)
+            drop_privileges(node)
         if changes.mode is not None:
             node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(changes.mode)
         if changes.atime is not None:
@@ -252,49 +219,21 @@ class Filesystem:
     def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set one attribute; an existing one keeps its old value if the new one does not fit."""
         node = self._tree.get(ino)
-        if not name.startswith(XATTR_SPACES):
-            raise FileError(errno.EOPNOTSUPP)
-        if len(value) > LARGEST_XATTR:
-            raise FileError(errno.E2BIG)
-        fresh = Content(self._space)
-        try:
-            if fresh.write(0, memoryview(value)) < len(value):
-                raise FileError(errno.ENOSPC)
-            if node.xattrs is None:
-                node.xattrs = Names(self._space)
-            entry = node.xattrs.get(name)
-            if entry is None:
-                node.xattrs.add(name, fresh)
-            else:
-                entry.value.clear()
-                entry.value = fresh
-        except FileError:
-            fresh.clear()
-            raise
+        xattrs.set_value(self._space, node, name, value)
         node.ctime = time.time_ns()
 
-    def getxattr(self, ino: int, name: bytes) -> bytes:
+    def getxattr(self, ino: int, name: bytes) -> Plaintext:
         """The value of one attribute; ENODATA where there is none."""
-        node = self._tree.get(ino)
-        entry = None if node.xattrs is None else node.xattrs.get(name)
-        if entry is None:
-            raise FileError(errno.ENODATA if name.startswith(XATTR_SPACES) else errno.EOPNOTSUPP)
-        return _read_all(entry.value)
+        return xattrs.get_value(self._tree.get(ino), name)
 
-    def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
+    def listxattr(self, ino: int, caller: Caller) -> list[Plaintext]:
         """The names of all attributes that the caller may see: trusted ones are root's."""
-        node = self._tree.get(ino)
-        names = [] if node.xattrs is None else [entry.name() for entry in node.xattrs]
-        return [name for name in names if caller.uid == 0 or not name.startswith(b"trusted.")]
+        return xattrs.list_names(self._tree.get(ino), trusted=caller.uid == 0)
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Wipe one attribute; ENODATA where there is none."""
         node = self._tree.get(ino)
-        entry = None if node.xattrs is None else node.xattrs.get(name)
-        if node.xattrs is None or entry is None:
-            raise FileError(errno.ENODATA if name.startswith(XATTR_SPACES) else errno.EOPNOTSUPP)
-        entry.value.clear()
-        node.xattrs.remove(entry)
+        xattrs.remove(node, name)
         node.ctime = time.time_ns()
 
     # Open files
@@ -328,7 +267,7 @@ class Filesystem:
         """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file."""
         node = self._file(handle).node
         assert node.content is not None
-        _touch(node)
+        touch(node)
         return node.content.read_into(offset, buffer)
 
     def write(self, handle: int, offset: int, data: memoryview) -> int:
@@ -341,7 +280,7 @@ class Filesystem:
         if offset + len(data) > LARGEST_FILE:
             raise FileError(errno.EFBIG)
         taken = node.content.write(offset, data)
-        _drop_privileges(node)
+        drop_privileges(node)
         node.mtime = node.ctime = time.time_ns()
         return taken
 
@@ -383,7 +322,7 @@ class Filesystem:
         if start == 0:
             assert node.entries is not None
             directory.entries = list(node.entries)
-            _touch(node)
+            touch(node)
         for position, (name, special) in enumerate(((b".", node), (b"..", node.parent or node))):
             if position >= start:
                 yield position + 1, name, special
@@ -459,44 +398,3 @@ class Filesystem:
         if not isinstance(directory, DirectoryHandle):
             raise FileError(errno.EBADF)
         return directory
-
-
-def _check_replaceable(node: Node, victim: Node) -> None:
-    """What rename(2) says about replacing a directory by a file, and the reverse."""
-    if node.is_dir() and not victim.is_dir():
-        raise FileError(errno.ENOTDIR)
-    if victim.is_dir() and not node.is_dir():
-        raise FileError(errno.EISDIR)
-    if victim.entries:
-        raise FileError(errno.ENOTEMPTY)
-
-
-def _drop_privileges(node: Node) -> None:
-    """Take the set-user-ID and set-group-ID bits from a file that changed: the kernel leaves that to us.
-
-    (libfuse turns on FUSE_CAP_HANDLE_KILLPRIV.) A set-group-ID bit without group execution means locking, not a
-    privilege, and stays.
-    """
-    if stat.S_ISREG(node.mode) and node.mode & (stat.S_ISUID | stat.S_ISGID):
-        node.mode &= ~stat.S_ISUID
-        if node.mode & stat.S_IXGRP:
-            node.mode &= ~stat.S_ISGID
-
-
-def _touch(node: Node) -> None:
-    """Set the access time as the mount option relatime does: when it is older than a change, or than a day."""
-    now = time.time_ns()
-    if node.atime <= node.mtime or node.atime <= node.ctime or now - node.atime > DAY:
-        node.atime = now
-
-
-def _write_all(node: Node, data: bytes) -> None:
-    assert node.content is not None
-    if node.content.write(0, memoryview(data)) < len(data):
-        node.content.clear()
-        raise FileError(errno.ENOSPC)
-
-
-def _read_all(content: Content) -> Plaintext:
-    """All bytes of a short content, as bytes that wipe themselves: the FUSE library takes nothing else here."""
-    return Plaintext.read(content.size, lambda buffer: content.read_into(0, buffer))

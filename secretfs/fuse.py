@@ -245,7 +245,7 @@ class Operations(pyfuse3.Operations):
         return self._filesystem.getxattr(inode, name)
 
     @_request
-    def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+    def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         return self._filesystem.listxattr(inode, ctx)
 
     @_consuming_request

@@ -1,0 +1,86 @@
+"""Extended attributes of an inode: which names are allowed, and their values, which lie in secret memory like a file's.
+
+Called by the file system only. Values go in as bytes and come out as bytes that wipe themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from secretfs.content import Content, Space
+from secretfs.errors import FileError
+from secretfs.names import Names
+from secretfs.nodes import Attribute, Node
+from secretfs.plaintext import Plaintext
+
+__all__ = ["LARGEST", "get_value", "list_names", "read_all", "remove", "set_value"]
+
+LARGEST = 65536
+"""The longest value in bytes (XATTR_SIZE_MAX, xattr(7))."""
+NAMESPACES = (b"user.", b"trusted.", b"security.")
+
+
+def set_value(space: Space, node: Node, name: bytes, value: bytes) -> None:
+    """Set one attribute; an existing one keeps its old value if the new one does not fit.
+
+    Raises:
+        FileError: EOPNOTSUPP for an unknown namespace, E2BIG, ENOSPC.
+    """
+    if not name.startswith(NAMESPACES):
+        raise FileError(errno.EOPNOTSUPP)
+    if len(value) > LARGEST:
+        raise FileError(errno.E2BIG)
+    fresh = Content(space)
+    try:
+        if fresh.write(0, memoryview(value)) < len(value):
+            raise FileError(errno.ENOSPC)
+        if node.xattrs is None:
+            node.xattrs = Names(space)
+        entry = node.xattrs.get(name)
+        if entry is None:
+            node.xattrs.add(name, fresh)
+        else:
+            entry.value.clear()
+            entry.value = fresh
+    except FileError:
+        fresh.clear()
+        raise
+
+
+def get_value(node: Node, name: bytes) -> Plaintext:
+    """The value of one attribute.
+
+    Raises:
+        FileError: ENODATA where there is none.
+    """
+    return read_all(_existing(node, name).value)
+
+
+def list_names(node: Node, *, trusted: bool) -> list[Plaintext]:
+    """The names of all attributes; the trusted ones only for those who may see them."""
+    names = [] if node.xattrs is None else [entry.name() for entry in node.xattrs]
+    return [name for name in names if trusted or not name.startswith(b"trusted.")]
+
+
+def remove(node: Node, name: bytes) -> None:
+    """Wipe one attribute.
+
+    Raises:
+        FileError: ENODATA where there is none.
+    """
+    entry = _existing(node, name)
+    entry.value.clear()
+    assert node.xattrs is not None
+    node.xattrs.remove(entry)
+
+
+def read_all(content: Content) -> Plaintext:
+    """All bytes of a short content, as bytes that wipe themselves: the FUSE library takes nothing else here."""
+    return Plaintext.read(content.size, lambda buffer: content.read_into(0, buffer))
+
+
+def _existing(node: Node, name: bytes) -> Attribute:
+    entry = None if node.xattrs is None else node.xattrs.get(name)
+    if entry is None:
+        raise FileError(errno.ENODATA if name.startswith(NAMESPACES) else errno.EOPNOTSUPP)
+    return entry
