@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from secretfs.errors import FileError, LimitError
-from secretfs.filesystem import DAY, LARGEST_FILE, Changes, Filesystem
+from secretfs.filesystem import LARGEST_FILE, Filesystem
+from secretfs.rules import DAY, Changes
 from secretfs.nodes import ROOT
 from secretfs.testing import FakeBackend
 

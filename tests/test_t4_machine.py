@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 from treemachine import ME, Comparison
 from treemodel import XATTR_SPACES, Entry, Fail, Inode
 
-from secretfs.filesystem import Changes, Filesystem
+from secretfs.filesystem import Filesystem
+from secretfs.rules import Changes
 from secretfs.nodes import ROOT
 from secretfs.testing import FakeBackend
 
