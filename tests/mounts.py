@@ -66,7 +66,9 @@ def secretfs(*words: str | os.PathLike[str], **options: Any) -> subprocess.Compl
     """Run the installed command, in English and without SECRETFS_BACKEND; it must never show a traceback."""
     environment = {**clean_environment(), **options.pop("env", {})}
     command = [*options.pop("under", []), SECRETFS, *map(os.fspath, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, **options)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False, **options
+    )
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     return done
 
@@ -142,7 +144,8 @@ def as_user(script: str, *words: str | os.PathLike[str], uid: int = NOBODY, **op
     """Run a Python script as another user, and return what it printed."""
     done = subprocess.run(
         ["/usr/bin/python3", "-I", "-c", f"import os, errno, sys\n{script}", *map(os.fspath, words)],
-        user=uid, group=uid, extra_groups=[], capture_output=True, text=True, timeout=PATIENCE, **options,
+        user=uid, group=uid, extra_groups=[], capture_output=True, text=True, timeout=PATIENCE, check=False,
+        **options,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""The command line on real mounts, to the letter of its contract: streams, JSON, exit codes, completion, the fallback."""
+"""The command line on real mounts, to the letter of its contract: streams, JSON, exit codes, completion, fallback."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def test_version() -> None:
 def test_python_m_is_the_same_command() -> None:
     """`python -m secretfs` is the command too."""
     python = os.path.join(os.path.dirname(SECRETFS), "python")
-    done = subprocess.run([python, "-m", "secretfs", "--version"], capture_output=True, text=True, env=clean_environment())
+    words = [python, "-m", "secretfs", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, env=clean_environment(), check=True)
     assert done.stdout == secretfs("--version").stdout
 
 
@@ -74,7 +75,8 @@ def test_help_has_examples_and_exit_codes() -> None:
 def test_mount_help_names_each_flag() -> None:
     """`secretfs mount --help` names each flag of the contract."""
     text = secretfs("mount", "--help").stdout
-    flags = "backend size max-files mode allow-other allow-dev allow-suid cached spin force foreground".split()
+    flags = ["backend", "size", "max-files", "mode", "allow-other", "allow-dev", "allow-suid", "cached", "spin"]
+    flags += ["force", "foreground"]
     assert [flag for flag in flags if f"--{flag}" not in text] == []
 
 
@@ -123,7 +125,7 @@ def test_status_of_all(mount: Mounted, tmp_path: Path) -> None:
 
 
 def test_status_in_words(mount: Mounted) -> None:
-    """`status DIR` names the backend, each guarantee on one side or the other, files, bytes, locked memory and limit."""
+    """`status DIR` names backend, files, bytes, locked memory and limit, and puts each guarantee on one side."""
     done = secretfs("status", mount.path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = dict(re.findall(r"^  ([a-z ]+): +(.*)$", done.stdout, re.MULTILINE))
@@ -169,7 +171,7 @@ def test_odd_mountpoints(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_quiet_without_a_terminal(tmp_path: Path) -> None:
-    """A mount that keeps every promise prints nothing into a script; umount says on stderr how many files it destroys."""
+    """A mount without a loss prints nothing into a script; umount says on stderr how many files it destroys."""
     with Mounted(tmp_path / "mnt", "--backend", EXPECTED) as mounted:
         assert (mounted.said.stdout, mounted.said.stderr) == ("", "")
         for number in range(3):
@@ -254,7 +256,7 @@ def test_falling_back_warns_once(tmp_path: Path) -> None:
     ids=["flag", "variable", "tightened"],
 )
 def test_requiring_the_kernel_fails(tmp_path: Path, flags: list[str], environment: dict[str, str]) -> None:
-    """Where the kernel's backend is required and missing, mount exits 3, says why and what to do, and mounts nothing."""
+    """Where the kernel's backend is required and missing, mount exits 3, says why, and mounts nothing."""
     done = secretfs("mount", *flags, tmp_path, env=environment)
     assert (done.returncode, done.stdout) == (3, "")
     error, hint = done.stderr.splitlines()

@@ -314,7 +314,7 @@ def test_size_limit_in_the_middle_of_a_write(tmp_path: Path) -> None:
         (mounted.path / "old").write_bytes(noise(100_000))
         fd = os.open(mounted.path / "new", os.O_RDWR | os.O_CREAT)
         written = 0
-        with pytest.raises(OSError, match="No space left") as full:
+        with pytest.raises(OSError, match="No space left") as full:  # noqa: PT012
             while written < 2 * MIB:
                 written += os.write(fd, noise(300_000)[written % 300_000 :])
         assert full.value.errno == errno.ENOSPC
@@ -392,7 +392,7 @@ def test_lock_limit_in_the_middle_of_a_write(tmp_path: Path) -> None:
     with Mounted(tmp_path / "mnt", preexec_fn=limit_memlock) as mounted:
         (mounted.path / "kept").write_bytes(noise(10_000))
         chunk, count = noise(MIB), 0
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left"):  # noqa: PT012
             while count < 64:
                 (mounted.path / f"chunk{count}").write_bytes(chunk)
                 count += 1

@@ -209,15 +209,15 @@ def test_large_directory_while_it_changes(here: Path) -> None:
     stays = {f"stays{number}" for number in range(4_000)}
     goes = [f"goes{number}" for number in range(1_000)]
     for name in (*stays, *goes):
-        (here / name).touch()
+        os.mknod(here / name)
     listed = []
     with os.scandir(here) as entries:
         for count, entry in enumerate(entries):
             listed.append(entry.name)
             if count % 8 == 0 and goes:
                 (here / goes.pop()).unlink()
-                (here / f"comes{count}").touch()
-    assert goes == [] or len(goes) < 600
+                os.mknod(here / f"comes{count}")
+    assert len(goes) < 600
     assert len(listed) == len(set(listed)), "something was listed twice"
     assert stays <= set(listed), "something was skipped"
     everything = os.listdir(here)
@@ -284,7 +284,7 @@ def test_names_of_256_bytes(here: Path) -> None:
 
 
 def test_dot_names(here: Path) -> None:
-    """"." and ".." lead where they should, out of the mount as well, and cannot be removed or replaced."""
+    """ "." and ".." lead where they should, out of the mount as well, and cannot be removed or replaced."""
     (here / "d").mkdir()
     assert os.path.samefile(f"{here}/d/./..", here)
     assert os.path.samefile(here / ".." / "..", here.parent.parent)

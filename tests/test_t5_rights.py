@@ -152,12 +152,12 @@ def test_directory_times(here: Path) -> None:
     """Each change of a directory moves its mtime and ctime."""
     seen = [here.stat().st_mtime_ns]
     for call in (
-        lambda: (here / "f").touch(),
+        (here / "f").touch,
         lambda: os.link(here / "f", here / "g"),
         lambda: os.rename(here / "g", here / "h"),
-        lambda: (here / "d").mkdir(),
-        lambda: (here / "d").rmdir(),
-        lambda: (here / "f").unlink(),
+        (here / "d").mkdir,
+        (here / "d").rmdir,
+        (here / "f").unlink,
         lambda: (here / "s").symlink_to("h"),
     ):
         call()
