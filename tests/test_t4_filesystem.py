@@ -12,8 +12,8 @@ import pytest
 
 from secretfs.errors import FileError, LimitError
 from secretfs.filesystem import LARGEST_FILE, Filesystem
-from secretfs.rules import DAY, Changes
 from secretfs.nodes import ROOT
+from secretfs.rules import DAY, Changes
 from secretfs.testing import FakeBackend
 
 MIB = 1 << 20
@@ -344,6 +344,25 @@ def test_link_counts(fs) -> None:
     fs.unlink(ROOT, b"f")
     assert fs.lookup(a.ino, b"g").ino == f
     assert fs.getattr(f).nlink == 1
+
+
+def test_directory_takes_its_link_along(fs) -> None:
+    """A directory that moves counts as a link of its new parent, no more of its old one, and ".." follows."""
+    a, b = (fs.mkdir(ROOT, name, 0o700, ME) for name in (b"a", b"b"))
+    moving = fs.mkdir(a.ino, b"d", 0o700, ME)
+    fs.rename(a.ino, b"d", b.ino, b"d")
+    assert (a.nlink, b.nlink, fs.lookup(moving.ino, b"..")) == (2, 3, b)
+
+
+def test_removed_entry_is_left_out_of_a_listing_that_has_begun(fs) -> None:
+    """What is removed while a directory is read does not come any more."""
+    for name in (b"1", b"2", b"3"):
+        put(fs, name, b"")
+    handle = fs.opendir(ROOT)
+    listing = fs.readdir(handle, 0)
+    assert [bytes(next(listing)[1]) for _ in range(3)] == [b".", b"..", b"1"]
+    fs.unlink(ROOT, b"2")
+    assert names(fs, handle, 3) == [b"3"]
 
 
 def test_nothing_is_made_in_a_removed_directory(fs) -> None:

@@ -18,8 +18,8 @@ from treemachine import ME, Comparison
 from treemodel import XATTR_SPACES, Entry, Fail, Inode
 
 from secretfs.filesystem import Filesystem
-from secretfs.rules import Changes
 from secretfs.nodes import ROOT
+from secretfs.rules import Changes
 from secretfs.testing import FakeBackend
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d" * 64, b"e" * 255])
@@ -43,7 +43,7 @@ class FilesystemMachine(Comparison):
     @rule(parent=PICK, name=NAMES, flags=st.sampled_from([0, os.O_EXCL, os.O_TRUNC, os.O_APPEND]))
     def create(self, parent: int, name: bytes, flags: int) -> None:
         """create() makes and opens, or opens what is there."""
-        parent = self.ino(parent)
+        parent = self.parent(parent)
         directory = self.model.nodes.get(parent)
         existing = directory.children.get(name) if directory else None
         if existing and existing.node.kind == "l":
@@ -71,7 +71,7 @@ class FilesystemMachine(Comparison):
     @rule(parent=PICK, name=NAMES)
     def mkdir(self, parent: int, name: bytes) -> None:
         """mkdir() makes an empty directory."""
-        parent = self.ino(parent)
+        parent = self.parent(parent)
         ino = self.expect(
             lambda: self.model.check_create(parent, name), lambda fs: fs.mkdir(parent, name, 0o700, ME).ino
         )
@@ -81,7 +81,7 @@ class FilesystemMachine(Comparison):
     @rule(parent=PICK, name=NAMES, length=st.sampled_from([1, 64, 65, 4095, 4096]))
     def symlink(self, parent: int, name: bytes, length: int) -> None:
         """symlink() keeps its target, which counts as data, or leaves no name behind."""
-        parent, target = self.ino(parent), b"t" * length
+        parent, target = self.parent(parent), b"t" * length
 
         def predict() -> None:
             if length > 4095:
@@ -99,7 +99,7 @@ class FilesystemMachine(Comparison):
     @rule(ino=PICK, parent=PICK, name=NAMES)
     def link(self, ino: int, parent: int, name: bytes) -> None:
         """link() gives one more name."""
-        ino, parent = self.ino(ino), self.ino(parent)
+        ino, parent = self.ino(ino), self.parent(parent)
         if self.expect(lambda: self.model.check_link(ino, parent, name), lambda fs: fs.link(ino, parent, name).ino):
             node, directory = self.model.nodes[ino], self.model.nodes[parent]
             directory.children[name] = Entry(node)
@@ -109,7 +109,7 @@ class FilesystemMachine(Comparison):
     @rule(parent=PICK, name=NAMES, directory=st.booleans())
     def remove(self, parent: int, name: bytes, directory: bool) -> None:
         """unlink() and rmdir()."""
-        self.removal(self.ino(parent), name, directory=directory)
+        self.removal(self.parent(parent), name, directory=directory)
 
     def removal(self, parent: int, name: bytes, *, directory: bool) -> None:
         self.expect(
@@ -120,7 +120,7 @@ class FilesystemMachine(Comparison):
     @rule(old=PICK, name=NAMES, new=PICK, new_name=NAMES, flags=st.sampled_from([0, 0, 1, 2]))
     def rename(self, old: int, name: bytes, new: int, new_name: bytes, flags: int) -> None:
         """rename(), replacing, not replacing or exchanging."""
-        arguments = self.ino(old), name, self.ino(new), new_name, flags
+        arguments = self.parent(old), name, self.parent(new), new_name, flags
         self.expect(lambda: self.model.rename(*arguments), lambda fs: fs.rename(*arguments))
 
     @rule(parent=PICK, name=NAMES, length=LENGTHS)
@@ -144,6 +144,12 @@ class FilesystemMachine(Comparison):
         arguments = *self.existing(first), *self.existing(second), flags
         self.expect(lambda: self.model.rename(*arguments), lambda fs: fs.rename(*arguments))
 
+    @rule(pick=PICK, new=PICK, name=NAMES)
+    def rename_into(self, pick: int, new: int, name: bytes) -> None:
+        """rename() of a name that is there into any directory."""
+        arguments = *self.existing(pick), self.parent(new), name, 0
+        self.expect(lambda: self.model.rename(*arguments), lambda fs: fs.rename(*arguments))
+
     @rule(pick=PICK)
     def remove_existing(self, pick: int) -> None:
         """unlink() or rmdir() of a name that is there."""
@@ -154,7 +160,7 @@ class FilesystemMachine(Comparison):
     @rule(parent=PICK, name=NAMES)
     def lookup(self, parent: int, name: bytes) -> None:
         """lookup() finds the node and counts."""
-        parent = self.ino(parent)
+        parent = self.parent(parent)
         ino = self.expect(lambda: self.model.find(parent, name, must=True), lambda fs: fs.lookup(parent, name).ino)
         if ino:
             node = self.model.nodes[parent].children[name].node
@@ -253,7 +259,7 @@ class FilesystemMachine(Comparison):
     @rule(pick=PICK)
     def opendir(self, pick: int) -> None:
         """opendir() works on directories."""
-        ino = self.ino(pick)
+        ino = self.parent(pick)
 
         def predict() -> None:
             if self.model.get(ino).kind != "d":

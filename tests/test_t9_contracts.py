@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("secretfs", "secretfs_kernel", "secretfs_emulator")
 FOLDERS = [Path(package.__file__).parent for package in (secretfs, secretfs_kernel, secretfs_emulator)]
 SOURCES = sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
-TOO_LONG = {"filesystem.py"}  # to be split; nothing may join it
 
 
 def trees() -> list[ast.Module]:
@@ -127,8 +126,6 @@ def test_errors_are_reached_from_the_top() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_file_is_readable_in_one_sitting(path) -> None:
     """No file has more than 400 lines."""
-    if path.name in TOO_LONG:
-        pytest.xfail("known to be too long")
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 

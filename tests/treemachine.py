@@ -64,6 +64,11 @@ class Comparison(RuleBasedStateMachine):
     def ino(self, pick: int) -> int:
         return self.known[pick % len(self.known)]
 
+    def parent(self, pick: int) -> int:
+        """Mostly a directory that is there, sometimes anything that was ever seen."""
+        alive = [ino for ino, node in self.model.nodes.items() if node.kind == "d" and node.nlink]
+        return alive[pick % len(alive)] if pick % 5 else self.ino(pick // 5)
+
     def learn(self, node: Inode) -> None:
         node.lookups += 1
         if node.ino not in self.known:
