@@ -17,6 +17,8 @@ PYTHON ?= /usr/bin/python3
 PREFIX ?= /opt/secretfs
 # Set to skip apt, where the packages are there in another way.
 NO_APT ?=
+# The native parts must build here; for an installation that may do without: SECRETFS_NATIVE=auto.
+export SECRETFS_NATIVE ?= require
 # More options for pytest, for example: make test T="-k cgroup -x"
 T ?=
 
