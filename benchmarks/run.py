@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import concurrency
+import growth
 import mount
 import report
 from systems import Missing, System, all_systems, build, prioritise, running
 
-PARTS = ("mount",)
+PARTS = ("mount", "concurrency", "growth")
 
 
 def words(allowed: tuple[str, ...]) -> Any:
@@ -75,7 +77,7 @@ def machine() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def started(wanted: dict[str, System], folder: Path) -> Iterator[tuple[list[System], dict[str, str]]]:
+def started(wanted: dict[str, System], folder: Path, nice: int) -> Iterator[tuple[list[System], dict[str, str]]]:
     """Start all systems that can run, and say why others cannot."""
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -83,6 +85,8 @@ def started(wanted: dict[str, System], folder: Path) -> Iterator[tuple[list[Syst
         for name, system in wanted.items():
             try:
                 up.append(stack.enter_context(running(system, folder)))
+                if nice:
+                    system.prioritise(nice)
             except Missing as error:
                 missing[name] = str(error)
                 say(f"{name} is not measured: {error}")
@@ -96,15 +100,35 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rounds = options.rounds or (3 if options.quick else 9)
     results: dict[str, Any] = {"version": 1, "machine": machine(), "rounds": rounds}
     if "mount" in options.parts:
-        with started(wanted, folder) as (up, results["missing"]):
-            for system in up if options.nice else ():
-                system.prioritise(options.nice)
+        with started(wanted, folder, options.nice) as (up, results["missing"]):
             samples = mount.measure(
                 built["client"], up, rounds=rounds, placements=options.placements, operations=options.ops,
                 scale=0.25 if options.quick else 1, progress=say,
             )  # fmt: skip
         results["mount"] = mount.summarise(samples)
+    few, scale = max(1, rounds // 2), 0.25 if options.quick else 1
+    if "concurrency" in options.parts:
+        with started(_only(wanted, "c-st", "kernel", "mfusepy"), folder, options.nice) as (up, _):
+            results["concurrency"] = concurrency.measure(built["client"], up, rounds=few, scale=scale, progress=say)
+            for system in up:
+                if system.name == "kernel":
+                    results["starvation"] = concurrency.starvation(built["client"], system, scale=scale)
+    if "growth" in options.parts and os.geteuid() == 0:
+        sizes = growth.SIZES[: 3 if options.quick else 4]
+        with started(_only(wanted, "c-st", "kernel"), folder, options.nice) as (up, _):
+            results["growth"] = growth.measure(built["client"], up, rounds=min(3, few), sizes=sizes, progress=say)
+        for name in ("kernel", "emulator"):
+            for operation in ("create", "fill"):
+                with started(_only(wanted, name), folder, options.nice) as (up, _):
+                    for system in up:
+                        found = growth.memory(built["client"], system, operation, files=sizes[-1])
+                        results.setdefault("memory", {}).setdefault(name, {})[operation] = found
+                        say(f"memory: {name}, {operation}")
     return results
+
+
+def _only(wanted: dict[str, System], *names: str) -> dict[str, System]:
+    return {name: system for name, system in wanted.items() if name in names}
 
 
 def show(results: dict[str, Any], *, markdown: bool) -> None:
@@ -113,6 +137,8 @@ def show(results: dict[str, Any], *, markdown: bool) -> None:
         print(f"{placement}: ratio to the C reference, median of {results['rounds']} rounds\n")
         print(report.ratios(results["mount"], placement, markdown=markdown))
         print(report.rates(results["mount"], placement, markdown=markdown))
+    for title, text in report.others(results, markdown=markdown):
+        print(f"{title}\n\n{text}")
 
 
 def main() -> int:
