@@ -75,8 +75,8 @@ class Filesystem:
 
     # Names
 
-    def lookup(self, parent: int, name: bytes) -> Node:
-        """The node that `name` in directory `parent` leads to; "." and ".." included. Counts as a reference."""
+    def lookup(self, parent: int, name: bytes) -> Node | None:
+        """The node that `name` in directory `parent` leads to, or None; "." and ".." too. Counts as a reference."""
         directory, entry = self._tree.find(parent, name)
         if entry is not None:
             node = entry.value
@@ -84,8 +84,10 @@ class Filesystem:
             node = directory
         elif name == b".." and directory.parent is not None:
             node = directory.parent
+        elif len(name) > NAME_MAX:
+            raise FileError(errno.ENAMETOOLONG)
         else:
-            raise FileError(errno.ENAMETOOLONG if len(name) > NAME_MAX else errno.ENOENT)
+            return None
         return self.refer(node)
 
     def refer(self, node: Node) -> Node:

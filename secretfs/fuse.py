@@ -107,7 +107,11 @@ class InodeQueue:
 
 
 class Operations(pyfuse3.Operations):
-    """The request handlers of one mount."""
+    """The request handlers of one mount.
+
+    flush, fsync and fsyncdir are not among them: nothing is buffered and there is no disk. The kernel is told so once
+    (ENOSYS, from pyfuse3's own class), answers them itself from then on, and saves a request for every close(2).
+    """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
@@ -160,7 +164,8 @@ class Operations(pyfuse3.Operations):
 
     @_consuming_request
     def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._filesystem.lookup(parent, name))
+        node = self._filesystem.lookup(parent, name)
+        return _NOTHING if node is None else _entry(node)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         self._catch_up()
@@ -282,12 +287,6 @@ class Operations(pyfuse3.Operations):
         self._publish(fh)
         return taken
 
-    async def flush(self, fh: int) -> None:
-        """Nothing is buffered."""
-
-    async def fsync(self, fh: int, datasync: bool) -> None:
-        """There is no disk."""
-
     @_request
     def release(self, fh: int) -> None:
         inode = self._filesystem.release(fh)
@@ -305,9 +304,6 @@ class Operations(pyfuse3.Operations):
                 break
             if name not in (b".", b".."):
                 self._filesystem.refer(node)
-
-    async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        """There is no disk."""
 
     @_request
     def releasedir(self, fh: int) -> None:
@@ -343,3 +339,13 @@ def _entry(node: Node) -> EntryAttributes:
     entry.st_mtime_ns = node.mtime
     entry.st_ctime_ns = node.ctime
     return entry
+
+
+def _nothing() -> EntryAttributes:
+    """The answer that there is no such name, which the kernel may remember until the name is created."""
+    entry = EntryAttributes()
+    entry.st_ino = 0
+    return entry
+
+
+_NOTHING = _nothing()
