@@ -49,8 +49,9 @@ demo: apt-demo $(STATE)/installed  ## mount, serve TLS with nginx from a key in 
 test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (options for pytest: T="-k area")
 	@echo "== testing"
 	@rm -f $(STATE)/report.xml
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
-	$(RUN) -B -m pytest $(CURDIR)/tests -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) \
+	@top=$$(scripts/copy-sources --if-closed $(STATE)/sources); \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
+	$(RUN) -B -m pytest "$$top/tests" -c "$$top/pyproject.toml" --rootdir="$$top" \
 	    -o cache_dir=$(STATE)/pytest-cache --junit-xml=$(STATE)/report.xml $(T)
 
 # Here comes what takes Go, Rust, a browser or a virtual machine: test-go, test-machines, ... each with its apt set.
