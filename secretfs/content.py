@@ -4,6 +4,8 @@ It alone knows the layout. A file of up to 4096 bytes is one slot of the heap, m
 (64, 128, ... 4096 bytes: in all it is copied less than twice). Anything beyond lies in runs of 4096-byte pages that are
 never moved; pages that were never written are holes and take no memory.
 
+It is charged for in steps of 64 bytes: for a whole page where there is data behind it, in the last page up to its data.
+
 Sizes are bytes. Callers serialise access.
 """
 
@@ -65,14 +67,16 @@ class Space:
 class Content:
     """The bytes of one file."""
 
-    __slots__ = ("_head", "_head_end", "_runs", "_space", "_starts", "published", "size")
+    __slots__ = ("_charged", "_data_end", "_head", "_pages", "_runs", "_space", "_starts", "published", "size")
 
     def __init__(self, space: Space) -> None:
         self._space = space
         self.size = 0
         """Bytes, holes included: what stat(2) calls st_size."""
         self._head: Block | None = None  # all the data there is, while that is within the first page
-        self._head_end = 0  # bytes of the head that may be other than zero, and are charged for: whole SLOTs
+        self._data_end = 0  # from here on, a multiple of SLOT, all bytes are zero: there is no need to charge for them
+        self._charged = 0
+        self._pages = 0  # in all runs
         self._starts: list[int] = []  # the file's page number at which each run begins, ascending
         self._runs: list[Run] = []
         self.published: Revocable | None = None
@@ -80,8 +84,8 @@ class Content:
 
     @property
     def allocated(self) -> int:
-        """Bytes of secret memory that are charged for this file."""
-        return self._head_end + sum(run.size for run in self._runs)
+        """Bytes of secret memory that are its own: what stat(2) counts in st_blocks."""
+        return self._pages * PAGE if self._runs else self._charged
 
     def write(self, offset: int, data: memoryview) -> int:
         """Copy `data` to `offset` and return how many bytes were taken: fewer where space ended in the middle.
@@ -90,22 +94,21 @@ class Content:
             FileError: ENOSPC where not one byte could be taken; the file is as it was.
         """
         self.revoke()
-        end = offset + len(data)
         if not data:
             return 0
+        end = self._affordable(offset, offset + len(data))
+        if end <= offset:
+            raise FileError(errno.ENOSPC)
         if end <= PAGE and not self._runs:
             self._grow_head(end)
             assert self._head is not None
-            self._head.write(offset, data)
+            self._head.write(offset, data[: end - offset])
         else:
-            self._leave_head()
-            data = data[: self._fill(offset, end) - offset]
-            if not data:
-                raise FileError(errno.ENOSPC)
-            for run, at, start, stop in self._pieces(offset, offset + len(data)):
-                run.write(at, data[start - offset : stop - offset])
-        self.size = max(self.size, offset + len(data))
-        return len(data)
+            end = self._write_pages(offset, data[: end - offset])
+        self._data_end = max(self._data_end, round_up(end, SLOT))
+        self._charge()
+        self.size = max(self.size, end)
+        return end - offset
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer`, which must be zeroed, from `offset` on, and return how many bytes lie before the end."""
@@ -113,7 +116,7 @@ class Content:
         if offset >= end:
             return 0
         if self._head is not None:
-            stop = min(end, self._head_end)
+            stop = min(end, self._data_end)
             if stop > offset:
                 self._head.read_into(offset, buffer[: stop - offset])
         for run, at, start, stop in self._pieces(offset, end):
@@ -126,6 +129,8 @@ class Content:
         if size < self.size:
             self._cut_head(size)
             self._cut_runs(size)
+            self._data_end = min(self._data_end, round_up(size, SLOT))
+            self._charge()
         self.size = size
 
     def clear(self) -> None:
@@ -135,9 +140,9 @@ class Content:
     def first_piece(self) -> tuple[Block, int] | None:
         """Where the first bytes lie in one piece, and how many of them are this file's; None for a hole."""
         if self._head is not None:
-            return self._head, self._head_end
+            return self._head, self._data_end
         if self._runs and self._starts[0] == 0:
-            return self._runs[0], self._runs[0].size
+            return self._runs[0], min(self._runs[0].size, self._data_end)
         return None
 
     def revoke(self) -> None:
@@ -145,65 +150,85 @@ class Content:
         if self.published is not None:
             self.published.revoke()
 
+    # What it costs.
+
+    def _charge(self) -> None:
+        """Charge for what there is now; what is more than before has been found affordable."""
+        if self._runs:
+            last = self._starts[-1] * PAGE + self._runs[-1].size
+            cost = self._pages * PAGE - max(0, last - self._data_end)
+        else:
+            cost = self._data_end if self._head is not None else 0
+        self._space.charge(cost - self._charged)
+        self._charged = cost
+
+    def _affordable(self, offset: int, end: int) -> int:
+        """Up to which byte a write from `offset` to `end` can be charged for; not beyond `offset` if not at all."""
+        while end > offset:
+            over = self._cost_of_writing(offset, end) - self._charged - self._space.left
+            if over <= 0:
+                return end
+            start_of_page = (end - 1) // PAGE * PAGE
+            end = max(start_of_page, (end - over) // SLOT * SLOT)
+        return offset
+
+    def _cost_of_writing(self, offset: int, end: int) -> int:
+        data_end = max(self._data_end, round_up(end, SLOT))
+        if end <= PAGE and not self._runs:
+            return data_end
+        first, stop = offset // PAGE, round_up(end, PAGE) // PAGE
+        pages = self._pages + stop - first - self._pages_within(first, stop)
+        if self._head is not None and first > 0:
+            pages += 1  # the head moves into a page
+        last = max(stop, self._starts[-1] + self._runs[-1].pages if self._runs else 0) * PAGE
+        return pages * PAGE - max(0, last - data_end)
+
+    def _pages_within(self, first: int, stop: int) -> int:
+        """How many pages from `first` to `stop` have memory."""
+        return sum(piece_end - start for _, _, start, piece_end in self._pieces(first * PAGE, stop * PAGE)) // PAGE
+
     # The head: a file within one page.
 
     def _grow_head(self, end: int) -> None:
         """Make the head hold `end` bytes, moving it to a larger slot if it must."""
-        end = max(self._head_end, round_up(end, SLOT))
-        more = end - self._head_end
-        self._space.charge(more)
         old = self._head
         if old is None or old.size < end:
-            try:
-                new = self._space.allocate(end)
-            except BaseException:
-                self._space.charge(-more)
-                raise
+            new = self._space.allocate(end)
             if old is not None:
-                old.copy_to(new, self._head_end)
+                old.copy_to(new, self._data_end)
                 self._space.heap.free(old)
             self._head = new
-        self._head_end = end
 
     def _leave_head(self) -> None:
         """Move the head into the file's first page, because the file is getting larger than that."""
         head = self._head
         if head is None:
             return
-        more = PAGE - self._head_end
-        self._space.charge(more)
-        try:
-            run = self._allocate_pages(1)
-        except BaseException:
-            self._space.charge(-more)
-            raise
-        head.copy_to(run, self._head_end)
-        self._insert(0, run)
+        run = self._allocate_pages(1)
+        head.copy_to(run, self._data_end)
         self._drop_head()
+        self._insert(0, run)
 
     def _cut_head(self, size: int) -> None:
-        if self._head is None or size >= self._head_end:
+        if self._head is None or size >= self._data_end:
             return
         if size == 0:
-            self._space.charge(-self._head_end)
             self._drop_head()
             return
-        self._head.wipe(size, self._head_end - size)
-        self._space.charge(round_up(size, SLOT) - self._head_end)
-        self._head_end = round_up(size, SLOT)
-        self._shrink_head()
+        self._head.wipe(size, self._data_end - size)
+        self._shrink_head(size)
 
-    def _shrink_head(self) -> None:
+    def _shrink_head(self, size: int) -> None:
         """Move to a smaller slot if that can be had: what truncate(2) gave back must not stay locked."""
         old = self._head
         assert old is not None
-        if slot_size(self._head_end) == old.size:
+        if slot_size(size) == old.size:
             return
         try:
-            new = self._space.heap.allocate(self._head_end)
+            new = self._space.heap.allocate(size)
         except LimitError:
             return
-        old.copy_to(new, self._head_end)
+        old.copy_to(new, size)
         self._space.heap.free(old)
         self._head = new
 
@@ -211,9 +236,19 @@ class Content:
         assert self._head is not None
         self._space.heap.free(self._head)
         self._head = None
-        self._head_end = 0
 
     # The runs: a file of more than one page.
+
+    def _write_pages(self, offset: int, data: memoryview) -> int:
+        """Write to pages, and return up to which byte there was memory for it."""
+        self._leave_head()
+        end = self._fill(offset, offset + len(data))
+        if end <= offset:
+            self._charge()  # the head may have moved
+            raise FileError(errno.ENOSPC)
+        for run, at, start, stop in self._pieces(offset, end):
+            run.write(at, data[start - offset : stop - offset])
+        return end
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Run, int, int, int]]:
         """Where the bytes from `start` to `stop` lie: (run, offset in it, start, stop of the piece); holes left out."""
@@ -244,18 +279,15 @@ class Content:
 
     def _add(self, page: int, wanted: int, before: Run | None) -> int:
         """Give up to `wanted` pages from `page` on memory, best by growing the run `before` in place."""
-        pages = min(wanted, self._space.left // PAGE)
-        if not pages:
-            return 0
-        got = self._space.pages.extend(before, pages) if before is not None else 0
+        got = self._space.pages.extend(before, wanted) if before is not None else 0
+        self._pages += got
         if not got:
             try:
-                run = self._allocate_pages(pages)
+                run = self._allocate_pages(wanted)
             except FileError:
                 return 0
             got = run.pages
             self._insert(page, run)
-        self._space.charge(got * PAGE)
         return got
 
     def _allocate_pages(self, pages: int) -> Run:
@@ -268,13 +300,14 @@ class Content:
         index = bisect_right(self._starts, page)
         self._starts.insert(index, page)
         self._runs.insert(index, run)
+        self._pages += run.pages
 
     def _cut_runs(self, size: int) -> None:
         keep = round_up(size, PAGE) // PAGE
         while self._runs and self._starts[-1] + self._runs[-1].pages > keep:
             run = self._runs[-1]
             pages = max(0, keep - self._starts[-1])
-            self._space.charge((pages - run.pages) * PAGE)
+            self._pages += pages - run.pages
             self._space.pages.trim(run, pages)
             if pages:
                 break

@@ -26,7 +26,6 @@ from secretfs.content import Space
 from secretfs.errors import FileError
 from secretfs.heap import Heap
 from secretfs.interface import Backend
-from secretfs.names import NAME_MAX
 from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
 from secretfs.pages import PagePool
 from secretfs.plaintext import Plaintext
@@ -73,6 +72,10 @@ class Filesystem:
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next_handle = 1
 
+    def known(self, ino: int) -> Node | None:
+        """The node with that number, or None."""
+        return self._tree.known(ino)
+
     # Names
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
@@ -84,8 +87,6 @@ class Filesystem:
             node = directory
         elif name == b".." and directory.parent is not None:
             node = directory.parent
-        elif len(name) > NAME_MAX:
-            raise FileError(errno.ENAMETOOLONG)
         else:
             return None
         return self.refer(node)
@@ -205,10 +206,6 @@ class Filesystem:
             node.mtime = changes.mtime
         node.ctime = now
         return node
-
-    def known(self, ino: int) -> Node | None:
-        """The node with that number, or None."""
-        return self._tree.known(ino)
 
     def statistics(self) -> Statistics:
         """How full it is."""
@@ -366,7 +363,7 @@ class Filesystem:
     def _existing(self, parent: int, name: bytes) -> tuple[Node, NodeEntry]:
         directory, entry = self._tree.find(parent, name)
         if entry is None:
-            raise FileError(errno.ENAMETOOLONG if len(name) > NAME_MAX else errno.ENOENT)
+            raise FileError(errno.ENOENT)
         return directory, entry
 
     def _exchange(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:

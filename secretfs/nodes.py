@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from secretfs.content import Content, Space
 from secretfs.errors import FileError
-from secretfs.names import Entry, Names
+from secretfs.names import NAME_MAX, Entry, Names
 
 __all__ = ["ROOT", "Attribute", "DirectoryHandle", "FileHandle", "Node", "NodeEntry", "Tree"]
 
@@ -141,6 +141,8 @@ class Tree:
         directory = self.get(parent)
         if directory.entries is None:
             raise FileError(errno.ENOTDIR)
+        if len(name) > NAME_MAX:
+            raise FileError(errno.ENAMETOOLONG)
         return directory, directory.entries.get(name)
 
     def create(self, directory: Node, name: bytes, mode: int, uid: int, gid: int, now: int) -> Node:

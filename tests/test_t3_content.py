@@ -129,21 +129,21 @@ class ContentMachine(RuleBasedStateMachine):
     @invariant()
     def accounts_are_exact(self) -> None:
         """What is charged is what the files have, and what they have is what heap and pool gave out."""
-        assert self.space.charged == sum(content.allocated for content in self.files)
+        assert self.space.charged == sum(content._charged for content in self.files)
         assert self.space.pages.used == sum(run.size for content in self.files for run in content._runs)
         heads = [content._head for content in self.files if content._head is not None]
         assert self.space.heap.used == sum(head.size for head in heads)
         for content in self.files:
             assert content._head is None or not content._runs
-            assert content._head is None or content._head_end <= content._head.size
+            assert content._head is None or content._data_end <= content._head.size
 
     @invariant()
     def slack_is_zero(self) -> None:
         """Beyond the end of a file nothing is left of what was cut off."""
         for content in self.files:
             if content._head is not None:
-                rest = content._head.size - content._head_end
-                assert content._head.area.equals(bytes(rest), content._head.offset + content._head_end)
+                rest = content._head.size - content._data_end
+                assert content._head.area.equals(bytes(rest), content._head.offset + content._data_end)
             for start, run in zip(content._starts, content._runs, strict=True):
                 end = max(0, min(run.size, content.size - start * PAGE))
                 assert run.area.equals(bytes(run.size - end), run.offset + end)
@@ -217,7 +217,7 @@ def test_holes_cost_nothing_and_read_as_zeros(fake) -> None:
     shared = space(fake)
     content = Content(shared)
     write(content, 1 << 40, b"x")
-    assert (content.size, content.allocated, shared.charged) == ((1 << 40) + 1, PAGE, PAGE)
+    assert (content.size, content.allocated, shared.charged) == ((1 << 40) + 1, PAGE, 64)
     assert read(content, (1 << 40) - 5, 100) == bytes(5) + b"x"
     assert read(content, 12345, 100) == bytes(100)
 
@@ -255,7 +255,7 @@ def test_quota_leaves_the_file_intact(fake, before, left) -> None:
     assert taken < 5 * PAGE
     assert read(content, 0, 1 << 20) == b"a" * before + b"c" * taken
     assert read(other, 0, 1 << 20) == b"b" * 100
-    assert shared.charged == content.allocated + other.allocated <= shared.limit
+    assert shared.charged == content._charged + other._charged <= shared.limit
 
 
 def test_every_limit_of_memory_leaves_the_file_intact() -> None:
@@ -266,7 +266,7 @@ def test_every_limit_of_memory_leaves_the_file_intact() -> None:
         content = Content(shared)
         written = fill(content, 1000)
         assert read(content, 0, written + 5000) == b"x" * written
-        assert shared.charged == content.allocated
+        assert shared.charged == content._charged
         assert fake.used <= pages * PAGE
         content.clear()
         assert (shared.charged, shared.heap.used, shared.pages.used) == (0, 0, 0)
