@@ -27,6 +27,10 @@ TITLES = {
     "w4096": "write 4 KiB", "r4096": "read 4 KiB", "w131072": "write 128 KiB", "r131072": "read 128 KiB",
     "w1048576": "write 1 MiB", "r1048576": "read 1 MiB", "orc": "open+read+close", "cwcu": "create+write+close+unlink",
 }  # fmt: skip
+SHORT = {
+    "w4096": "write 4K", "r4096": "read 4K", "w131072": "write 128K", "r131072": "read 128K",
+    "w1048576": "write 1M", "r1048576": "read 1M", "orc": "open..close", "cwcu": "create..unlink",
+}  # fmt: skip
 FLOORS = {
     "same": dict.fromkeys(OPERATIONS, 0.65) | {"orc": 0.6, "cwcu": 0.5},
     "split": {

@@ -28,9 +28,10 @@ def bars(
         for i, value in enumerate(row):
             if value is not None:
                 at = x(i) + step * 0.1 + width * j
+                hint = f"<title>{escape(name)} {value:.2f}</title>"
                 parts.append(
                     f'<rect x="{at:.1f}" y="{y(value):.1f}" width="{width * 0.92:.1f}" '
-                    f'height="{y(0) - y(value):.1f}" fill="{COLOURS[j]}"><title>{escape(name)} {value:.2f}</title></rect>'
+                    f'height="{y(0) - y(value):.1f}" fill="{COLOURS[j]}">{hint}</rect>'
                 )
     for i, mark in enumerate(marks):
         if mark is not None:

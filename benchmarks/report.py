@@ -1,11 +1,13 @@
-"""Tables from results, for a terminal and for Markdown."""
+"""Tables and plots from results, for a terminal and for docs/benchmarks.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from mount import FLOORS, JUDGED, REFERENCE, TITLES
+import plot
+from mount import FLOORS, JUDGED, REFERENCE, SHORT, TITLES
 
 STARVATION = {
     "status_p50": "`secretfs status`, p50", "status_max": "`secretfs status`, worst",
@@ -74,7 +76,10 @@ def others(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, st
         for clients, cells in by_clients.items():
             rates = [_rate(cells[name]) for name in systems]
             rows.append([clients, *rates, *(_ratio(cells[name]) for name in systems if name != REFERENCE)])
-        yield f"{TITLES[operation]}, many clients, not pinned: op/s in all (p50/p99 µs)", table(rows, markdown=markdown)
+        text = table(rows, markdown=markdown)
+        if markdown:
+            text = f"![{TITLES[operation]}, many clients](benchmarks-clients-{operation}.svg)\n\n{text}"
+        yield f"{TITLES[operation]}, many clients, not pinned: op/s in all (p50/p99 µs)", text
     if found := results.get("starvation"):
         rows = [["milliseconds", *found]]
         rows += [[label, *(f"{found[state][key]:.2f}" for state in found)] for key, label in STARVATION.items()]
@@ -85,7 +90,10 @@ def others(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, st
         for system, by_operation in growth.items():
             for operation, cells in by_operation.items():
                 rows.append([f"{operation}, {system}", *(f"{cells[number]:.1f}" for number in files)])
-        yield "Cost of a file by the number of files in its directory", table(rows, markdown=markdown)
+        text = table(rows, markdown=markdown)
+        if markdown:
+            text = f"![growth](benchmarks-growth.svg)\n\n{text}"
+        yield "Cost of a file by the number of files in its directory", text
     if memory := results.get("memory"):
         rows = [["bytes per file", *MEMORY.values()]]
         for system, by_kind in memory.items():
@@ -93,3 +101,59 @@ def others(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, st
                 for state, found in by_state.items():
                     rows.append([f"{KINDS[kind]}, {STATES[state]}, {system}", *(f"{found[key]:,}" for key in MEMORY)])
         yield "Memory of the daemon", table(rows, markdown=markdown)
+
+
+BEGIN, END = "<!-- results: written by benchmarks/run.py --markdown -->", "<!-- end of results -->"
+WHERE = {"same": "Client and daemon on one CPU", "split": "Client and daemon on two CPUs", "free": "Not pinned"}
+
+
+def everything(results: dict[str, Any], *, markdown: bool) -> Iterator[str]:
+    """All tables with their titles."""
+    mark = "### " if markdown else ""
+    for placement in results.get("mount", {}):
+        rounds = results["rounds"]
+        yield f"{mark}{WHERE[placement]} ({placement}): ratio to the C reference, median of {rounds} rounds\n"
+        if markdown:
+            yield f"![{WHERE[placement]}](benchmarks-{placement}.svg)\n"
+        yield ratios(results["mount"], placement, markdown=markdown)
+        yield rates(results["mount"], placement, markdown=markdown)
+    for title, text in others(results, markdown=markdown):
+        yield f"{mark}{title}\n"
+        yield text
+
+
+def write_markdown(results: dict[str, Any], path: Path) -> None:
+    """Put the tables between the marks of a Markdown file, and the plots beside it."""
+    head, _, rest = path.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    facts = results["machine"]
+    missing = [f"- {name} was not measured: {why}" for name, why in results.get("missing", {}).items()]
+    intro = f"Measured on {facts['date']}: {facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, "
+    intro += f"Python {facts['python']}, with a load of {facts['load']} from other programs when it began.\n"
+    path.write_text("\n".join([head + BEGIN, intro, *missing, *everything(results, markdown=True), END + tail]))
+    for name, text in plots(results):
+        path.with_name(f"{path.stem}-{name}.svg").write_text(text)
+
+
+def plots(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and SVG texts."""
+    for placement, by_operation in results.get("mount", {}).items():
+        names = [name for name in next(iter(by_operation.values())) if name not in (REFERENCE, "tmpfs")]
+        series = {name: [cells[name]["ratio"] for cells in by_operation.values()] for name in names}
+        floors = [FLOORS.get(placement, {}).get(operation) for operation in by_operation]
+        title = f"{WHERE[placement]}: speed as a multiple of the C reference" + (
+            " (black: floor)" if any(floors) else ""
+        )
+        yield placement, plot.bars(title, [SHORT[operation] for operation in by_operation], series, floors)
+    for operation, by_clients in results.get("concurrency", {}).items():
+        systems = next(iter(by_clients.values()))
+        series = {name: [cells[name]["rate"] for cells in by_clients.values()] for name in systems}
+        title = f"{TITLES[operation]}: op/s of all clients together, by their number"
+        yield f"clients-{operation}", plot.lines(title, [int(clients) for clients in by_clients], series)
+    if growth := results.get("growth"):
+        rows = {f"{operation}, {system}": row for system, ops in growth.items() for operation, row in ops.items()}
+        files = [int(number) for number in next(iter(rows.values()))]
+        yield "growth", plot.lines(
+            "Microseconds per file, by the number of files in the directory",
+            files, {name: list(row.values()) for name, row in rows.items()},
+        )  # fmt: skip

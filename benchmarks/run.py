@@ -57,6 +57,15 @@ def arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--nice", type=int, default=0, help="priority of all that is measured, for a machine in use")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="renew the results in this file (docs/benchmarks.md), and its plots",
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="take results written with --json, measure nothing"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 if a floor is not reached")
     return parser.parse_args()
 
@@ -73,6 +82,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model, "cpus": len(os.sched_getaffinity(0)), "kernel": platform.release(),
         "python": platform.python_version(), "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
 
 
@@ -131,14 +141,10 @@ def _only(wanted: dict[str, System], *names: str) -> dict[str, System]:
     return {name: system for name, system in wanted.items() if name in names}
 
 
-def show(results: dict[str, Any], *, markdown: bool) -> None:
-    """Print the tables."""
-    for placement in results.get("mount", {}):
-        print(f"{placement}: ratio to the C reference, median of {results['rounds']} rounds\n")
-        print(report.ratios(results["mount"], placement, markdown=markdown))
-        print(report.rates(results["mount"], placement, markdown=markdown))
-    for title, text in report.others(results, markdown=markdown):
-        print(f"{title}\n\n{text}")
+def fresh_results(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="secretfs-bench-") as folder:
+        return measure(options, Path(folder))
 
 
 def main() -> int:
@@ -146,15 +152,19 @@ def main() -> int:
     options = arguments()
     if options.nice:
         prioritise(os.getpid(), options.nice)
-    with tempfile.TemporaryDirectory(prefix="secretfs-bench-") as folder:
+    if options.results:
+        results = json.loads(options.results.read_text())
+    else:
         try:
-            results = measure(options, Path(folder))
+            results = fresh_results(options)
         except Missing as error:
             say(f"run.py: {error}")
             return 1
-    show(results, markdown=False)
+    print("\n".join(report.everything(results, markdown=False)))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.markdown:
+        report.write_markdown(results, options.markdown)
     below = mount.below_floor(results.get("mount", {}))
     for line in below:
         say(f"below its floor: {line}")

@@ -169,7 +169,8 @@ def running(system: System, folder: Path) -> Iterator[System]:
     finally:
         if system.process is not None:
             unmount = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
-            subprocess.run([*unmount, str(system.mountpoint)], check=False)
+            if os.path.ismount(system.mountpoint):
+                subprocess.run([*unmount, str(system.mountpoint)], check=False)
             _end(system.process)
             system.process = None
         shutil.rmtree(Path("/dev/shm") / f"{folder.name}-{system.name}", ignore_errors=True)  # noqa: S108

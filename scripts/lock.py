@@ -23,7 +23,7 @@ import tomllib
 
 TOP = Path(__file__).resolve().parent.parent
 BUILD_TOOLS = ["setuptools-scm>=8", "cython>=3", "tomli"]  # [build-system] of pyfuse3
-ON_PYTHON_3_10 = ["exceptiongroup", "tomli", "grimp<3.19"]  # two backports; grimp 3.19 needs Python 3.11
+ON_PYTHON_3_10 = ["exceptiongroup", "tomli", "grimp<3.19", "hypothesis<6.169"]  # two backports; newer ones need 3.11
 OPTIONS = [
     "--quiet", "--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-header", "--no-annotate",
     "--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host",

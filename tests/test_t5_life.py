@@ -18,6 +18,7 @@ from mounts import (
     Mounted,
     clean_environment,
     is_mounted,
+    needs_root,
     proc_status,
     secretfs,
     wait_for_mounts,
@@ -232,6 +233,26 @@ def test_umount_waits_for_the_daemon(mount: Mounted) -> None:
     """When `secretfs umount` returns, the process that held the secrets has ended."""
     (mount.path / "f").write_bytes(bytes(4 << 20))
     assert secretfs("umount", mount.path).returncode == 0
+    assert mount.has_ended(mount.daemon)
+
+
+@needs_root
+@pytest.mark.slow
+def test_umount_waits_for_other_namespaces(mount: Mounted) -> None:
+    """While another mount namespace has a copy of the mount, `secretfs umount` does not say that all is destroyed."""
+    holder = subprocess.Popen(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo; exec cat"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"\n"
+    umount = subprocess.Popen([SECRETFS, "umount", mount.path], stderr=subprocess.PIPE, text=True)
+    wait_for_mounts(lambda: not is_mounted(mount.path))
+    with pytest.raises(subprocess.TimeoutExpired):
+        umount.wait(0.5)
+    holder.communicate()
+    _, said = umount.communicate(timeout=PATIENCE)
+    assert (umount.returncode, said) == (0, "secretfs: 0 files destroyed\n")
     assert mount.has_ended(mount.daemon)
 
 

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define BUCKETS 65536
+#define PAGE ((size_t)4096)
 #define TIMEOUT 300.0 /* seconds for which the kernel may keep names and attributes: pyfuse3's default */
 
 struct file {
@@ -76,10 +77,14 @@ static int resize(struct file *file, size_t size)
 
 	if (size > file->capacity) {
 		const size_t capacity = size > 2 * file->capacity ? size : 2 * file->capacity;
-		char *data = realloc(file->data, capacity);
+		/* Whole pages at page boundaries: what malloc gives can be three times as slow to copy to (4K aliasing). */
+		char *data = capacity < PAGE ? malloc(capacity) : aligned_alloc(PAGE, (capacity + PAGE - 1) / PAGE * PAGE);
 
 		if (!data)
 			return ENOSPC;
+		if (old)
+			memcpy(data, file->data, old);
+		free(file->data);
 		file->data = data;
 		file->capacity = capacity;
 	}
