@@ -10,8 +10,8 @@ ALLOWED  tests/allowed-skips.txt: one beginning of a reason per line, `#` starts
 from __future__ import annotations
 
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 
 def main(report: str, allowed: str) -> int:

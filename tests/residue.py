@@ -11,7 +11,7 @@ QUESTION  {"pid": N, "key": K, "needles": {NAME: [HEX, ...]}, "kinds": [KIND, ..
           dump and no fork: the emulator's areas and the window) and "ordinary".
 ANSWER    {"searched": BYTES, "mappings": N, "unreadable": {MAPPING: BYTES}, "counts": {NAME: {KIND: N}},
            "hits": [{"needle", "piece", "kind", "mapping", "offset", "before", "after"}, ...]}
-          `searched` leaves out what is zero. `counts` counts every piece that was found, `hits` shows some of them, with
+          `searched` leaves out what is zero. `counts` counts every piece that was found, `hits` shows some, with
           `context` bytes around each (in the clear, in hex), to find out what left it there.
 
 It needs root and nothing but Python's standard library, so that any machine's Python runs it. `mask` makes a question.
@@ -114,7 +114,7 @@ def mappings(pid: int) -> Iterator[Range]:
 
 
 def direct_map() -> Iterator[Range]:
-    """The parts of /proc/kcore that are the kernel's view of physical memory: those that know their physical address."""
+    """The parts of /proc/kcore that are the kernel's view of physical memory: those with a physical address."""
     with open("/proc/kcore", "rb", buffering=0) as core:
         head = core.read(64)
         offset, size, count = struct.unpack_from("<Q", head, 32)[0], *struct.unpack_from("<HH", head, 54)
