@@ -132,8 +132,8 @@ class SecretArea:
 
     def wipe(self, offset: int = 0, length: int | None = None) -> None:
         """Overwrite `length` bytes from `offset` with zeros; everything by default."""
-        length = self.size - offset if length is None else length
-        self._bytes(offset, length)
+        if self._view is None:
+            raise ClosedError("this area was closed")
         self._region.wipe(offset, length)
 
     def resize(self, size: int) -> None:

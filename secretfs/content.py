@@ -137,13 +137,22 @@ class Content:
         """Wipe everything and give it back."""
         self.truncate(0)
 
-    def first_piece(self) -> tuple[Block, int] | None:
-        """Where the first bytes lie in one piece, and how many of them are this file's; None for a hole."""
+    def pieces(self, most: int) -> list[tuple[Block, int, int]]:
+        """Where the first bytes lie: up to `most` blocks, each with its first byte of the file and the one after its
+        last. They follow each other, up to the first hole.
+        """
         if self._head is not None:
-            return self._head, self._data_end
-        if self._runs and self._starts[0] == 0:
-            return self._runs[0], min(self._runs[0].size, self._data_end)
-        return None
+            return [(self._head, 0, self._data_end)]
+        found: list[tuple[Block, int, int]] = []
+        expected = 0
+        for start, run in zip(self._starts[:most], self._runs, strict=False):
+            begin = start * PAGE
+            end = min(begin + run.size, self._data_end)
+            if begin != expected or end <= begin:
+                break
+            found.append((run, begin, end))
+            expected = end
+        return found
 
     def revoke(self) -> None:
         """Send away whoever uses these bytes in place."""

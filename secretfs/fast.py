@@ -1,4 +1,4 @@
-"""The table of open files whose reads and writes the shim answers by itself (secretfs/native/fast.c).
+"""The tables from which the shim answers requests by itself (secretfs/native/fast.c).
 
 Python publishes a file, the shim uses the entry, and whatever is about to change the file's layout, size, mode or times
 takes the entry back first (`Published.revoke`). What the shim has written in the meantime is brought home by `collect`
@@ -10,80 +10,110 @@ Entries are found by inode number modulo their count: a file whose place is take
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable
 
 from secretfs.nodes import Node
 
-__all__ = ["FILES", "Entry", "FastFiles", "Published"]
+__all__ = ["FILES", "PIECES", "FastFiles", "Published"]
 
 FILES = 1024
+PIECES = 16
+DEFERRED = 256
 DAY = 24 * 3600
 NANO = 10**9
+VALID = 300
+"""Seconds that the kernel may keep attributes; all changes go through it, so any number is right."""
 
-
-class Entry(ctypes.Structure):
-    """struct secretfs_file of fast.h."""
-
-    _fields_ = (
-        ("ino", ctypes.c_uint64),
-        ("memory", ctypes.c_void_p),
-        ("capacity", ctypes.c_uint64),
-        ("size", ctypes.c_uint64),
-        ("written", ctypes.c_int64),
-        ("read_until", ctypes.c_int64),
-        ("writable", ctypes.c_uint64),
-    )
+# The structures of fast.h, which has the meaning of each field.
+_FILE = struct.Struct("=QQqqQQ")
+_PIECE = struct.Struct("=QQQ")
+_ENTRY = _FILE.size + PIECES * _PIECE.size
+_DEFERRED = struct.Struct("=QQQ")
+_ATTRIBUTES = struct.Struct("=QQII6Q10I")  # the inode number, struct fuse_attr_out with struct fuse_attr
+_INO = struct.Struct("=Q")
 
 
 class Published:
     """One file's place in the table."""
 
-    __slots__ = ("_entry", "_node")
+    __slots__ = ("_at", "_node", "_table")
 
-    def __init__(self, entry: Entry, node: Node) -> None:
-        self._entry = entry
+    def __init__(self, table: memoryview, at: int, node: Node) -> None:
+        self._table = table
+        self._at = at
         self._node = node
 
     def revoke(self) -> None:
         """Take it back: from now on Python answers."""
-        self._entry.ino = 0
+        _INO.pack_into(self._table, self._at, 0)
         if self._node.content is not None:
             self._node.content.published = None
 
 
 class FastFiles:
-    """The table, in the shim's memory."""
+    """The tables, in the shim's memory."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._entries = (Entry * FILES).in_dll(library, "secretfs_files")
-        self._numbers = (ctypes.c_uint32 * FILES).in_dll(library, "secretfs_written")
-        self.written = ctypes.c_uint32.in_dll(library, "secretfs_written_count")
-        """How many entries collect() has to look at."""
+        def memory(name: str, size: int) -> memoryview:
+            return memoryview((ctypes.c_char * size).in_dll(library, name)).cast("B")
+
+        self._entries = memory("secretfs_files", FILES * _ENTRY)
+        self._written = (ctypes.c_uint32 * FILES).in_dll(library, "secretfs_written")
+        self._written_count = ctypes.c_uint32.in_dll(library, "secretfs_written_count")
+        self._deferred = memory("secretfs_deferred", DEFERRED * _DEFERRED.size)
+        self._deferred_count = ctypes.c_uint32.in_dll(library, "secretfs_deferred_count")
+        self._attributes = memory("secretfs_attributes", _ATTRIBUTES.size)
+        self.news = ctypes.c_uint32.in_dll(library, "secretfs_news")
+        """Not 0: there is something for collect() and deferred()."""
 
     def publish(self, node: Node) -> None:
-        """Let the shim answer for `node`, which is open, if its first bytes lie in one piece."""
+        """Let the shim answer for `node`, which is open, as far as its first PIECES pieces reach."""
         content = node.content
-        piece = None if content is None else content.first_piece()
-        entry = self._entries[node.ino % FILES]
-        if content is None or piece is None or entry.ino not in (0, node.ino):
+        at = node.ino % FILES * _ENTRY
+        if content is None or _INO.unpack_from(self._entries, at)[0] not in (0, node.ino):
             return
-        block, capacity = piece
-        entry.memory = block.area.address + block.offset
-        entry.capacity = capacity
-        entry.size = content.size
-        entry.written = 0
-        entry.writable = node.mode & 0o6000 == 0
-        entry.read_until = node.atime // NANO + DAY if node.atime > max(node.mtime, node.ctime) else 0
-        entry.ino = node.ino
-        content.published = Published(entry, node)
+        pieces = content.pieces(PIECES)
+        if not pieces:
+            return
+        place = at + _FILE.size
+        for block, start, end in pieces:
+            _PIECE.pack_into(self._entries, place, start, end, block.area.address + block.offset)
+            place += _PIECE.size
+        read_until = node.atime // NANO + DAY if node.atime > max(node.mtime, node.ctime) else 0
+        writable = node.mode & 0o6000 == 0
+        _FILE.pack_into(self._entries, at, node.ino, content.size, 0, read_until, writable, len(pieces))
+        content.published = Published(self._entries, at, node)
 
     def collect(self, get: Callable[[int], Node | None]) -> None:
         """Tell the nodes what was written to them; `get` finds a node by inode number."""
-        for position in range(self.written.value):
-            entry = self._entries[self._numbers[position]]
-            node = get(entry.ino) if entry.ino else None
+        for position in range(self._written_count.value):
+            at = self._written[position] * _ENTRY
+            ino, size, written, read_until, writable, count = _FILE.unpack_from(self._entries, at)
+            _FILE.pack_into(self._entries, at, ino, size, 0, read_until, writable, count)
+            node = get(ino) if ino else None
             if node is not None and node.content is not None:
-                node.content.size = entry.size
-                node.mtime = node.ctime = entry.written
-            entry.written = 0
-        self.written.value = 0
+                node.content.size = size
+                node.mtime = node.ctime = written
+        self._written_count.value = 0
+        self.news.value = self._deferred_count.value
+
+    def deferred(self) -> list[tuple[int, int, int]]:
+        """What was left to be done, oldest first, and now is the caller's: (handle to release, inode, 0), or
+        (0, inode, how many references the kernel drops).
+        """
+        count = self._deferred_count.value
+        self._deferred_count.value = self.news.value = 0
+        return list(_DEFERRED.iter_unpack(self._deferred[: count * _DEFERRED.size]))
+
+    def publish_attributes(self, node: Node) -> None:
+        """Let the shim say what stat(2) says of a directory that has just changed."""
+        atime, mtime, ctime = divmod(node.atime, NANO), divmod(node.mtime, NANO), divmod(node.ctime, NANO)
+        _ATTRIBUTES.pack_into(
+            self._attributes, 0, node.ino, VALID, 0, 0, node.ino, node.size, 0, atime[0], mtime[0], ctime[0],
+            atime[1], mtime[1], ctime[1], node.mode, node.nlink, node.uid, node.gid, 0, 4096, 0,
+        )  # fmt: skip
+
+    def revoke_attributes(self) -> None:
+        """Take them back, before a directory changes."""
+        _INO.pack_into(self._attributes, 0, 0)

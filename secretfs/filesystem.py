@@ -258,20 +258,23 @@ class Filesystem:
         node.opens += 1
         return self._handle(FileHandle(node, flags))
 
-    def node_of(self, handle: int) -> Node:
-        """The node that an open file belongs to."""
-        return self._file(handle).node
+    def opened(self, handle: int) -> FileHandle:
+        """The open file with that handle; EBADF where there is none."""
+        file = self._handles.get(handle)
+        if not isinstance(file, FileHandle):
+            raise FileError(errno.EBADF)
+        return file
 
     def read_into(self, handle: int, offset: int, buffer: memoryview) -> int:
         """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file."""
-        node = self._file(handle).node
+        node = self.opened(handle).node
         assert node.content is not None
         touch(node)
         return node.content.read_into(offset, buffer)
 
     def write(self, handle: int, offset: int, data: memoryview) -> int:
         """Write `data` and return how many bytes were taken: fewer only where space ended in the middle."""
-        file = self._file(handle)
+        file = self.opened(handle)
         node = file.node
         assert node.content is not None
         if file.flags & os.O_APPEND:
@@ -285,7 +288,7 @@ class Filesystem:
 
     def note_page_cached(self, handle: int) -> None:
         """The kernel has read through `handle` into its page cache."""
-        self._file(handle).page_cached = True
+        self.opened(handle).page_cached = True
 
     def release(self, handle: int) -> int:
         """Close a file; one without a name is wiped now.
@@ -293,7 +296,7 @@ class Filesystem:
         Returns:
             The inode number if its pages must be thrown out of the kernel's page cache, else 0.
         """
-        file = self._file(handle)
+        file = self.opened(handle)
         node = file.node
         del self._handles[handle]
         node.opens -= 1
@@ -385,12 +388,6 @@ class Filesystem:
         self._next_handle += 1
         self._handles[handle] = opened
         return handle
-
-    def _file(self, handle: int) -> FileHandle:
-        file = self._handles.get(handle)
-        if not isinstance(file, FileHandle):
-            raise FileError(errno.EBADF)
-        return file
 
     def _directory(self, handle: int) -> DirectoryHandle:
         directory = self._handles.get(handle)

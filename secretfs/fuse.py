@@ -52,36 +52,36 @@ def _errno_of(error: BaseException) -> int:
     return errno.EIO
 
 
-def _request(handler: Callable[Concatenate[Operations, P], R]) -> Callable[Concatenate[Operations, P], Reply[R]]:
-    """Make a coroutine of `handler`, whose errors become replies. It finds a tree that is up to date."""
+def _request(
+    *, consumes: bool = False, changes: bool = False
+) -> Callable[[Callable[Concatenate[Operations, P], R]], Callable[Concatenate[Operations, P], Reply[R]]]:
+    """Make a coroutine of a handler, whose errors become replies. It finds a tree that is up to date.
 
-    @functools.wraps(handler)
-    async def coroutine(self: Operations, *arguments: P.args, **named: P.kwargs) -> R:
-        try:
-            self._catch_up()
-            return handler(self, *arguments, **named)
-        except Exception as error:  # noqa: BLE001 - anything else would end the mount
-            code = _errno_of(error)
-        raise FUSEError(code)  # outside the except block: nothing of the error is kept alive
+    Args:
+        consumes: afterwards wipe the bytes that came with the request: names, targets, data.
+        changes: a directory may change: first take back what the shim would say of one.
+    """
 
-    return coroutine  # type: ignore[return-value]  # mypy gives wraps() a named `self`
+    def decorate(handler: Callable[Concatenate[Operations, P], R]) -> Callable[Concatenate[Operations, P], Reply[R]]:
+        @functools.wraps(handler)
+        async def coroutine(self: Operations, *arguments: P.args, **named: P.kwargs) -> R:
+            try:
+                self.catch_up()
+                if changes and self._fast is not None:
+                    self._fast.revoke_attributes()
+                return handler(self, *arguments, **named)
+            except Exception as error:  # noqa: BLE001 - anything else would end the mount
+                code = _errno_of(error)
+            finally:
+                if consumes:
+                    for argument in arguments:
+                        if type(argument) is bytes:
+                            consume(argument)
+            raise FUSEError(code)  # outside the except block: nothing of the error is kept alive
 
+        return coroutine  # type: ignore[return-value]  # mypy gives wraps() a named `self`
 
-def _consuming_request(
-    handler: Callable[Concatenate[Operations, P], R],
-) -> Callable[Concatenate[Operations, P], Reply[R]]:
-    """Like _request, and afterwards wipe the bytes that came with the request: names, targets, data."""
-
-    @functools.wraps(handler)
-    def consuming(self: Operations, *arguments: P.args, **named: P.kwargs) -> R:
-        try:
-            return handler(self, *arguments, **named)
-        finally:
-            for argument in arguments:
-                if type(argument) is bytes:
-                    consume(argument)
-
-    return _request(consuming)  # type: ignore[arg-type]
+    return decorate
 
 
 class InodeQueue:
@@ -162,56 +162,59 @@ class Operations(pyfuse3.Operations):
 
     # Names
 
-    @_consuming_request
+    @_request(consumes=True)
     def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         node = self._filesystem.lookup(parent, name)
         return _NOTHING if node is None else _entry(node)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        self._catch_up()
+        self.catch_up()
         self._filesystem.forget(inode_list)
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._filesystem.mknod(parent, name, mode, rdev, ctx))
+        return self._added(parent, self._filesystem.mknod(parent, name, mode, rdev, ctx))
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._filesystem.mkdir(parent, name, mode, ctx))
+        return self._added(parent, self._filesystem.mkdir(parent, name, mode, ctx))
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def symlink(self, parent: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._filesystem.symlink(parent, name, target, ctx))
+        return self._added(parent, self._filesystem.symlink(parent, name, target, ctx))
 
-    @_request
+    @_request()
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         return self._filesystem.readlink(inode)
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def link(self, inode: int, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._filesystem.link(inode, parent, name))
+        return self._added(parent, self._filesystem.link(inode, parent, name))
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
         self._filesystem.unlink(parent, name)
+        self._directory_changed(parent)
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
         self._filesystem.rmdir(parent, name)
+        self._directory_changed(parent)
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: RequestContext
     ) -> None:
         self._filesystem.rename(parent, name, new_parent, new_name, flags)
+        self._directory_changed(new_parent)
 
     # Attributes
 
-    @_request
+    @_request()
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return _entry(self._filesystem.getattr(inode))
 
-    @_request
+    @_request(changes=True)
     def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
@@ -225,7 +228,7 @@ class Operations(pyfuse3.Operations):
         )
         return _entry(self._filesystem.setattr(inode, changes, ctx))
 
-    @_request
+    @_request()
     def statfs(self, ctx: RequestContext) -> StatvfsData:
         full = self._filesystem.statistics()
         data = StatvfsData()
@@ -237,42 +240,42 @@ class Operations(pyfuse3.Operations):
         data.f_namemax = NAME_MAX
         return data
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if name.startswith(_PRIVATE):
             raise FileError(errno.EPERM)
         self._filesystem.setxattr(inode, name, value)
 
-    @_request  # not consuming: for setxattr with XATTR_CREATE pyfuse3 asks this first, with the same name
+    @_request()  # not consuming: for setxattr with XATTR_CREATE pyfuse3 asks this first, with the same name
     def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         if inode == ROOT and name in self._status and ctx.uid in (0, self._owner):
             return self._status[name]()
         return self._filesystem.getxattr(inode, name)
 
-    @_request
+    @_request()
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         return self._filesystem.listxattr(inode, ctx)
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         self._filesystem.removexattr(inode, name)
 
     # Open files and directories
 
-    @_consuming_request
+    @_request(consumes=True, changes=True)
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         handle, node = self._filesystem.create(parent, name, mode, flags, ctx)
-        return self._file_info(handle), _entry(node)
+        return self._file_info(handle), self._added(parent, node)
 
-    @_request
+    @_request()
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         handle = self._filesystem.open(inode, flags, ctx)
         self._publish(handle)
         return self._file_info(handle)
 
-    @_request
+    @_request()
     def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]  # any buffer will do
         window = self._window.lend(size)
         length = self._filesystem.read_into(fh, off, window)
@@ -281,23 +284,24 @@ class Operations(pyfuse3.Operations):
         self._publish(fh)
         return window[:length]
 
-    @_consuming_request
+    @_request(consumes=True)
     def write(self, fh: int, off: int, buf: bytes) -> int:
+        file = self._filesystem.opened(fh)
         taken = self._filesystem.write(fh, off, memoryview(buf))
-        self._publish(fh)
+        if file.in_use:  # most new files are written once and closed
+            self._publish(fh)
+        file.in_use = True
         return taken
 
-    @_request
+    @_request()
     def release(self, fh: int) -> None:
-        inode = self._filesystem.release(fh)
-        if inode:
-            self.page_cached.put(inode)
+        self._release(fh)
 
-    @_request
+    @_request()
     def opendir(self, inode: int, ctx: RequestContext) -> int:
         return self._filesystem.opendir(inode)
 
-    @_request
+    @_request(changes=True)
     def readdir(self, fh: int, start_id: int, token: Any) -> None:
         for position, name, node in self._filesystem.readdir(fh, start_id):
             if not pyfuse3.readdir_reply(token, name, _entry(node), position):
@@ -305,19 +309,42 @@ class Operations(pyfuse3.Operations):
             if name not in (b".", b".."):
                 self._filesystem.refer(node)
 
-    @_request
+    @_request()
     def releasedir(self, fh: int) -> None:
         self._filesystem.releasedir(fh)
 
     def _publish(self, handle: int) -> None:
         """Let the shim answer further reads and writes of this file."""
         if self._fast is not None:
-            self._fast.publish(self._filesystem.node_of(handle))
+            self._fast.publish(self._filesystem.opened(handle).node)
 
-    def _catch_up(self) -> None:
-        """Take over what the shim has written since Python answered last."""
-        if self._fast is not None and self._fast.written.value:
-            self._fast.collect(self._filesystem.known)
+    def catch_up(self) -> None:
+        """Take over what the shim has answered since Python answered last."""
+        if self._fast is None or not self._fast.news.value:
+            return
+        self._fast.collect(self._filesystem.known)
+        for handle, inode, count in self._fast.deferred():
+            try:
+                if handle:
+                    self._release(handle)
+                else:
+                    self._filesystem.forget([(inode, count)])
+            except SecretFSError as error:  # nobody waits for an answer, and the request in hand is another one
+                log.error("a handle could not be closed: %s", type(error).__name__)
+
+    def _release(self, handle: int) -> None:
+        inode = self._filesystem.release(handle)
+        if inode:
+            self.page_cached.put(inode)
+
+    def _added(self, parent: int, node: Node) -> EntryAttributes:
+        self._directory_changed(parent)
+        return _entry(node)
+
+    def _directory_changed(self, inode: int) -> None:
+        """Let the shim answer when the kernel asks what a directory looks like now."""
+        if self._fast is not None:
+            self._fast.publish_attributes(self._filesystem.getattr(inode))
 
     def _file_info(self, handle: int) -> FileInfo:
         """Direct I/O: the data passes the page cache by, which is in the kernel's direct map."""

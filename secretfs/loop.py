@@ -13,10 +13,14 @@ from __future__ import annotations
 import ctypes
 import select
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 import trio
+
+if TYPE_CHECKING:
+    from secretfs.native import Shim
 
 __all__ = ["install", "keep_memory"]
 
@@ -26,14 +30,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = 16 << 20
 
 
-def install(fd: int, spin: int, spun: ctypes.c_int | None) -> bool:
+def install(fd: int, spin: int, shim: Shim | None, idle: Callable[[], None]) -> bool:
     """Replace pyfuse3's wait on /dev/fuse (`fd`); False, and nothing changed, where pyfuse3 has no such function.
 
-    `spun` is the shim's flag that it has polled already.
+    Args:
+        fd: the descriptor of /dev/fuse; with a shim it does not block.
+        spin: microseconds to poll after a request before sleeping.
+        shim: polls by itself and says when it has done so in vain.
+        idle: called before sleeping, for what nobody waits for.
     """
     if not hasattr(pyfuse3, _WAIT):
         return False
-    setattr(pyfuse3, _WAIT, _waiter(fd, spin * 1000, spun or ctypes.c_int(0)))
+    setattr(pyfuse3, _WAIT, _waiter(_polling(fd, spin * 1000) if shim is None else _shim_polls(shim), fd, idle))
     return True
 
 
@@ -45,10 +53,38 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
 
 
-def _waiter(fd: int, spin: int, spun: ctypes.c_int) -> Any:
+def _polling(fd: int, spin: int) -> Callable[[], bool]:
+    """Tells whether a request comes within `spin` nanoseconds."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     pending, clock = poller.poll, time.perf_counter_ns
+
+    def comes() -> bool:
+        if pending(0):
+            return True
+        end = clock() + spin
+        while clock() < end:
+            if pending(0):
+                return True
+        return False
+
+    return comes
+
+
+def _shim_polls(shim: Shim) -> Callable[[], bool]:
+    """Tells whether it is worth asking the shim for a request: not when it has just waited for one in vain."""
+    spun = shim.spun
+
+    def comes() -> bool:
+        if not spun.value:
+            return True
+        spun.value = 0
+        return False
+
+    return comes
+
+
+def _waiter(comes: Callable[[], bool], fd: int, idle: Callable[[], None]) -> Any:
     served = 0
 
     async def wait_fuse_readable() -> bool:
@@ -58,16 +94,10 @@ def _waiter(fd: int, spin: int, spun: ctypes.c_int) -> Any:
         if served >= CHECKPOINT:
             served = 0
             await trio.lowlevel.checkpoint()
-        if pending(0):
+        if comes():
             return True
-        if spun.value:
-            spun.value = 0
-        else:
-            end = clock() + spin
-            while clock() < end:
-                if pending(0):
-                    return True
         served = 0
+        idle()
         try:
             await trio.lowlevel.wait_readable(fd)
         except trio.ClosedResourceError:

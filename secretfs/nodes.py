@@ -76,11 +76,13 @@ Attribute: TypeAlias = Entry[Content]
 class FileHandle:
     """An open file."""
 
-    __slots__ = ("flags", "node", "page_cached")
+    __slots__ = ("flags", "in_use", "node", "page_cached")
 
     def __init__(self, node: Node, flags: int) -> None:
         self.node = node
         self.flags = flags
+        self.in_use = False
+        """Whether something was written through it: more is likely to follow."""
         self.page_cached = False
         """Whether the kernel has read some of it into its page cache, for a private mapping."""
 

@@ -85,7 +85,7 @@ class Session:
         self._pyfuse3.init(operations, f"/dev/fd/{fd}", set())
         if self._shim is not None:
             os.set_blocking(fd, False)
-        if not loop.install(fd, self._spin, None if self._shim is None else self._shim.spun):
+        if not loop.install(fd, self._spin, self._shim, operations.catch_up):
             log.warning("this pyfuse3 waits in a way of its own; requests will be slower")
         try:
             self._trio.run(self._run, operations, detach)

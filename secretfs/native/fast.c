@@ -1,16 +1,17 @@
 /*
- * Reads and writes of open files, answered without Python.
+ * Requests answered without Python: reads and writes of open files, the attributes of the directory that changed last,
+ * and what nobody waits for (a handle closed, an inode forgotten).
  *
  * Python decides everything: it publishes an entry for a file that it has opened and takes it back before it changes the
  * file's layout, size, mode or times. Here bytes are copied between the file's area and the kernel, and what has to be
- * known about it afterwards (size, time of the last write) is left in the entry; secretfs_written lists those entries.
+ * known about it afterwards (size, time of the last write) is left in the entry; secretfs_written lists those entries,
+ * secretfs_deferred what is to be done later, and secretfs_news counts both.
  */
 #define _GNU_SOURCE
 #define FUSE_USE_VERSION 35
 
 #include "fast.h"
 
-#include <linux/fuse.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -18,12 +19,25 @@
 #define API __attribute__((visibility("default")))
 
 API extern struct secretfs_file secretfs_files[SECRETFS_FILES];
+API extern struct secretfs_attributes secretfs_attributes;
+API extern struct secretfs_deferred secretfs_deferred[SECRETFS_DEFERRED];
+API extern uint32_t secretfs_deferred_count;
 API extern uint32_t secretfs_written[SECRETFS_FILES];
 API extern uint32_t secretfs_written_count;
+API extern uint32_t secretfs_news;
 
 struct secretfs_file secretfs_files[SECRETFS_FILES];
+struct secretfs_attributes secretfs_attributes;
+struct secretfs_deferred secretfs_deferred[SECRETFS_DEFERRED];
+uint32_t secretfs_deferred_count;
 uint32_t secretfs_written[SECRETFS_FILES]; /* numbers of entries with `written` set */
 uint32_t secretfs_written_count;
+uint32_t secretfs_news; /* how much there is for Python to look at */
+
+/* What follows the head of a request, if it is all there. */
+#define BODY(buf, type) \
+	((buf)->size >= sizeof(struct fuse_in_header) + sizeof(type) ? \
+		 (const type *)((const struct fuse_in_header *)(buf)->mem + 1) : NULL)
 
 /* An error here (ENOENT) means that the client was killed while it waited. */
 static void reply(int fd, uint64_t unique, void *data, size_t size)
@@ -35,10 +49,45 @@ static void reply(int fd, uint64_t unique, void *data, size_t size)
 		return;
 }
 
-static int answer_read(int fd, const struct fuse_in_header *head, const struct secretfs_file *file,
-		       const struct secretfs_window *window)
+/* Whether the bytes from `offset` up to `end` all lie in pieces. */
+static int covered(const struct secretfs_file *file, uint64_t offset, uint64_t end)
 {
-	const struct fuse_read_in *in = (const void *)(head + 1);
+	for (uint64_t i = 0; i < file->count && offset < end; i++) {
+		const struct secretfs_piece *piece = &file->pieces[i];
+
+		if (piece->end <= offset)
+			continue;
+		if (piece->start > offset)
+			return 0;
+		offset = piece->end;
+	}
+	return offset >= end;
+}
+
+/* Copy the bytes from `offset` up to `end`, which are covered: to `target`, or from `source` where that is given. */
+static void copy(const struct secretfs_file *file, uint64_t offset, uint64_t end, char *target, const char *source)
+{
+	for (uint64_t i = 0; offset < end; i++) {
+		const struct secretfs_piece *piece = &file->pieces[i];
+		uint64_t length;
+
+		if (piece->end <= offset)
+			continue;
+		length = (piece->end < end ? piece->end : end) - offset;
+		if (source) {
+			memcpy(piece->memory + (offset - piece->start), source, length);
+			source += length;
+		} else {
+			memcpy(target, piece->memory + (offset - piece->start), length);
+			target += length;
+		}
+		offset += length;
+	}
+}
+
+static int answer_read(int fd, const struct fuse_in_header *head, const struct fuse_read_in *in,
+		       const struct secretfs_file *file, const struct secretfs_window *window)
+{
 	uint64_t length = in->size;
 
 	if (!(in->read_flags & FUSE_READ_LOCKOWNER)) /* for the page cache: Python must know */
@@ -49,10 +98,10 @@ static int answer_read(int fd, const struct fuse_in_header *head, const struct s
 		length = 0;
 	else if (length > file->size - in->offset)
 		length = file->size - in->offset;
-	if (length > window->size || (length && in->offset + length > file->capacity))
+	if (length > window->size || (length && !covered(file, in->offset, in->offset + length)))
 		return 0;
 	if (length)
-		memcpy(window->start, file->memory + in->offset, length);
+		copy(file, in->offset, in->offset + length, window->start, NULL);
 	reply(fd, head->unique, window->start, length);
 	explicit_bzero(window->start, length);
 	return 1;
@@ -63,43 +112,89 @@ static void note_written(struct secretfs_file *file)
 	struct timespec now;
 
 	clock_gettime(CLOCK_REALTIME, &now);
-	if (!file->written)
+	if (!file->written) {
 		secretfs_written[secretfs_written_count++] = (uint32_t)(file - secretfs_files);
+		secretfs_news++;
+	}
 	file->written = now.tv_sec * 1000000000LL + now.tv_nsec;
 	file->read_until = 0; /* the next read sets the access time */
 }
 
-static int answer_write(int fd, const struct fuse_in_header *head, struct secretfs_file *file, size_t received)
+static int answer_write(int fd, const struct fuse_in_header *head, const struct fuse_write_in *in,
+			struct secretfs_file *file, size_t received)
 {
-	const struct fuse_write_in *in = (const void *)(head + 1);
 	struct fuse_write_out out = {.size = in->size};
+	uint64_t end;
 
 	if (!file->writable || in->write_flags & FUSE_WRITE_CACHE)
 		return 0;
-	if (received < sizeof *head + sizeof *in + in->size || in->offset > file->capacity ||
-	    in->size > file->capacity - in->offset)
+	if (received < sizeof *head + sizeof *in + in->size || __builtin_add_overflow(in->offset, in->size, &end) ||
+	    !covered(file, in->offset, end))
 		return 0;
-	memcpy(file->memory + in->offset, in + 1, in->size);
-	if (in->offset + in->size > file->size)
-		file->size = in->offset + in->size;
+	copy(file, in->offset, end, NULL, (const char *)(in + 1));
+	if (end > file->size)
+		file->size = end;
 	note_written(file);
 	reply(fd, head->unique, &out, sizeof out);
 	return 1;
 }
 
+static int answer_getattr(int fd, const struct fuse_in_header *head)
+{
+	if (!secretfs_attributes.ino || secretfs_attributes.ino != head->nodeid)
+		return 0;
+	reply(fd, head->unique, &secretfs_attributes.out, sizeof secretfs_attributes.out);
+	return 1;
+}
+
+/* Leave something to Python; 0 where there is no room, and Python has to do it now. */
+static int defer(uint64_t handle, uint64_t ino, uint64_t count)
+{
+	if (secretfs_deferred_count >= SECRETFS_DEFERRED)
+		return 0;
+	secretfs_deferred[secretfs_deferred_count++] = (struct secretfs_deferred){handle, ino, count};
+	secretfs_news++;
+	return 1;
+}
+
+static int answer_for_file(int fd, const struct fuse_in_header *head, const struct fuse_buf *buf,
+			   const struct secretfs_window *window)
+{
+	struct secretfs_file *const file = &secretfs_files[head->nodeid % SECRETFS_FILES];
+	const struct fuse_read_in *const read = BODY(buf, struct fuse_read_in);
+	const struct fuse_write_in *const write = BODY(buf, struct fuse_write_in);
+
+	if (!file->ino || file->ino != head->nodeid)
+		return 0;
+	if (head->opcode == FUSE_READ)
+		return read && answer_read(fd, head, read, file, window);
+	return write && answer_write(fd, head, write, file, buf->size);
+}
+
 int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secretfs_window *window)
 {
 	const struct fuse_in_header *head = buf->mem;
-	struct secretfs_file *file;
+	const struct fuse_release_in *release;
+	const struct fuse_forget_in *forget;
 
-	if (buf->size < sizeof *head + sizeof(struct fuse_read_in))
+	if (buf->size < sizeof *head)
 		return 0;
-	file = &secretfs_files[head->nodeid % SECRETFS_FILES];
-	if (file->ino != head->nodeid)
+	switch (head->opcode) {
+	case FUSE_READ:
+	case FUSE_WRITE:
+		return answer_for_file(fd, head, buf, window);
+	case FUSE_GETATTR:
+		return answer_getattr(fd, head);
+	case FUSE_RELEASE:
+		release = BODY(buf, struct fuse_release_in);
+		if (!release || !release->fh || !defer(release->fh, head->nodeid, 0))
+			return 0;
+		reply(fd, head->unique, NULL, 0);
+		return 1;
+	case FUSE_FORGET: /* has no reply */
+		forget = BODY(buf, struct fuse_forget_in);
+		return forget && defer(0, head->nodeid, forget->nlookup);
+	default:
 		return 0;
-	if (head->opcode == FUSE_READ)
-		return answer_read(fd, head, file, window);
-	if (head->opcode == FUSE_WRITE && buf->size >= sizeof *head + sizeof(struct fuse_write_in))
-		return answer_write(fd, head, file, buf->size);
-	return 0;
+	}
 }

@@ -1,24 +1,47 @@
-/* Reads and writes of open files that need no Python: the table that Python fills, and the loop that uses it. */
+/* Requests that need no Python: the tables that Python fills and empties, and the function that answers from them. */
 #ifndef SECRETFS_FAST_H
 #define SECRETFS_FAST_H
 
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
 #include <stdint.h>
 
 #define SECRETFS_FILES 1024
+#define SECRETFS_PIECES 16
+#define SECRETFS_DEFERRED 256
+
+/* Where the bytes of a file from `start` up to `end` lie, in a secret area. */
+struct secretfs_piece {
+	uint64_t start;
+	uint64_t end;
+	char *memory;
+};
 
 /*
- * An open file whose first bytes lie in one piece. Python writes an entry, and takes it back before it changes anything
- * about the file; requests for what no entry covers go to Python.
+ * An open file. Python writes an entry, and takes it back before it changes anything about the file; requests for what
+ * no piece covers go to Python.
  */
 struct secretfs_file {
 	uint64_t ino;       /* 0: an empty entry */
-	char *memory;       /* where byte 0 of the file lies, in a secret area */
-	uint64_t capacity;  /* how many bytes from there on are the file's */
-	uint64_t size;      /* st_size; writes here move it, within capacity */
+	uint64_t size;      /* st_size; writes here move it, within the pieces */
 	int64_t written;    /* nanoseconds since the epoch of the last write here, 0: none since Python looked */
 	int64_t read_until; /* seconds since the epoch until when a read leaves the access time alone */
 	uint64_t writable;  /* 0: writes go to Python (set-user-ID bits to be taken away) */
+	uint64_t count;     /* of the pieces in use, which follow each other */
+	struct secretfs_piece pieces[SECRETFS_PIECES];
+};
+
+/* What stat(2) says of the directory that changed last: the kernel asks again after each change in it. */
+struct secretfs_attributes {
+	uint64_t ino; /* 0: none */
+	struct fuse_attr_out out;
+};
+
+/* A request that nobody waits for, left to Python for when it has time: a handle that was closed, or an inode forgotten. */
+struct secretfs_deferred {
+	uint64_t handle; /* 0: forgotten */
+	uint64_t ino;
+	uint64_t count;
 };
 
 /* The window: locked memory that plaintext is copied to on its way to the kernel. */
@@ -27,7 +50,7 @@ struct secretfs_window {
 	size_t size;
 };
 
-/* Answer the request in `buf` if an entry covers it: 1, or 0 where Python has to. */
+/* Answer the request in `buf` if that can be done here: 1, or 0 where Python has to. */
 int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secretfs_window *window);
 
 #endif

@@ -6,7 +6,7 @@
  * - wipes a request when pyfuse3 has taken what it needs (its handlers copy before they return),
  * - wipes what a reply was made from (pyfuse3's buffer of directory entries), except the window, which wipes itself,
  * - lets the descriptor be non-blocking, so that a request taken back by its client does not block the loop,
- * - answers reads and writes of open files that Python has put into a table (fast.c),
+ * - answers from the tables that Python has filled (fast.c): reads and writes of open files, and more,
  * - tells whether a read fills the page cache, so that it can be emptied again.
  *
  * One thread calls all of it: pyfuse3's, with the GIL held.
@@ -21,6 +21,7 @@
 #include <linux/fuse.h>
 #include <malloc.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -159,24 +160,28 @@ static int comes_soon(int fd)
 	do {
 		if (poll(&pending, 1, 0) > 0)
 			return 1;
+		sched_yield(); /* to a client on this CPU */
 	} while (nanoseconds() - start < shim.spin);
 	secretfs_shim_spun = 1;
 	return 0;
 }
 
-/* Receive a request that Python has to answer; -EINTR, which makes pyfuse3 wait again, when there is none. */
+/*
+ * Receive a request that Python has to answer; -EINTR, which makes pyfuse3 wait again, when there is none.
+ * The descriptor is not blocking.
+ */
 API int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 {
 	const int fd = fuse_session_fd(se);
 
 	for (int answered = 0; answered < BATCH; answered++) {
-		const int received = receive(se, buf);
+		int received = receive(se, buf);
 
+		if (received == -EINTR && comes_soon(fd))
+			received = receive(se, buf);
 		if (received <= 0 || !secretfs_fast_answer(fd, buf, &shim.window))
 			return received;
 		explicit_bzero(buf->mem, buf->size);
-		if (!comes_soon(fd))
-			break;
 	}
 	return -EINTR;
 }
