@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
 """Searches all memory of a process, or of the machine, for byte strings that it never holds itself.
 
-    residue.py < QUESTION > ANSWER         both JSON
+    residue.py < QUESTIONS > ANSWERS       JSON, one object a line, until end of file
 
-QUESTION  {"pid": N, "key": K, "needles": {NAME: [HEX, ...]}, "kinds": [KIND, ...], "context": BYTES}
+QUESTION  {"pid": N, "key": K, "needles": {NAME: [HEX, ...]}} and, if wanted,
+          {"kinds": [KIND, ...], "context": BYTES, "around": [BYTES, BYTES]}
           `pid` may be "kcore": all physical memory, through the kernel's direct map (/proc/kcore).
           HEX is a piece of what is looked for, each byte XORed with K (1..255): neither argv nor environment nor this
           process's memory has it in the clear. Memory is XORed in the same way before it is compared.
           `kinds` limits the search to some kinds of mapping: "secretmem" (memfd_secret), "locked" (mlocked and in no
           dump and no fork: the emulator's areas and the window) and "ordinary".
 ANSWER    {"searched": BYTES, "mappings": N, "unreadable": {MAPPING: BYTES}, "counts": {NAME: {KIND: N}},
+           "around": {NAME: {KIND: {HEX: N}}},
            "hits": [{"needle", "piece", "kind", "mapping", "offset", "before", "after"}, ...]}
-          `searched` leaves out what is zero. `counts` counts every piece that was found, `hits` shows some, with
-          `context` bytes around each (in the clear, in hex), to find out what left it there.
+          `searched` is what could be read. `counts` counts every piece that was found; `around` counts them by what
+          lies so many bytes before and after them (in the clear), which tells one hit from another. `hits` shows some,
+          with `context` bytes on either side (in the clear, in hex), to find out what left them there.
 
 It needs root and nothing but Python's standard library, so that any machine's Python runs it. `mask` makes a question.
 """
@@ -45,52 +48,100 @@ class Range(NamedTuple):
     kind: str
 
 
-def mask(needles: dict[str, bytes], **more: Any) -> dict[str, Any]:
-    """A question about `needles`, each cut into pieces: what is left of one is found as well, from 15 bytes on."""
+def main() -> None:
+    """Answer each question."""
+    for line in sys.stdin:
+        print(json.dumps(search(json.loads(line))), flush=True)
+
+
+def mask(needles: dict[str, bytes], *, whole: bool = False, **more: Any) -> dict[str, Any]:
+    """A question about `needles`.
+
+    Each is cut into pieces, so that what is left of one is found as well, from 15 bytes on; or taken `whole`.
+    """
     key = random.randrange(1, 256)
     table = _table(key)
     cut = {
-        name: [needle[at : at + PIECE].translate(table).hex() for at in range(0, len(needle) - PIECE + 1, PIECE)]
+        name: [needle] if whole else [needle[at : at + PIECE] for at in range(0, len(needle) - PIECE + 1, PIECE)]
         for name, needle in needles.items()
     }
-    return {"key": key, "needles": cut, **more}
+    masked = {name: [piece.translate(table).hex() for piece in pieces] for name, pieces in cut.items()}
+    return {"key": key, "needles": masked, **more}
 
 
 def search(question: dict[str, Any]) -> dict[str, Any]:
     """The answer to a question."""
+    found = _Findings(question)
     table = _table(question["key"])
-    pieces = [(name, bytes.fromhex(one)) for name, masked in question["needles"].items() for one in masked]
-    overlap = max(len(piece) for _, piece in pieces) - 1
-    context = question.get("context", 0)
-    path, ranges = _what(question["pid"], question.get("kinds"))
-    counts: dict[str, Counter[str]] = {name: Counter() for name in question["needles"]}
-    hits: list[dict[str, Any]] = []
-    unreadable: Counter[str] = Counter()
     searched = 0
+    unreadable: Counter[str] = Counter()
+    path, ranges = _what(question["pid"], question.get("kinds"))
     with open(path, "rb", buffering=0) as memory:
         for one in ranges:
-            for at, masked in _masked_blocks(memory.fileno(), one, overlap, table, unreadable):
-                searched += min(len(masked), CHUNK)
-                for number, (name, piece) in enumerate(pieces):
-                    found = masked.count(piece)
-                    if not found:
-                        continue
-                    counts[name][one.kind] += found
-                    where = masked.find(piece)
-                    end = where + len(piece)
-                    hit = {"needle": name, "piece": number, "kind": one.kind, "mapping": one.name}
-                    hit["offset"] = at - one.position + where
-                    hit["before"] = masked[max(0, where - context) : where].translate(table).hex()
-                    hit["after"] = masked[end : end + context].translate(table).hex()
-                    hits.append(hit)
+            for block in _masked_blocks(memory.fileno(), one, found.lead, found.trail, table, unreadable):
+                searched += block.size
+                found.look(one, block)
     return {
         "searched": searched, "mappings": len(ranges), "unreadable": dict(unreadable),
-        "counts": {name: dict(found) for name, found in counts.items()}, "hits": hits[:SHOWN],
+        "counts": found.counts, "around": found.around, "hits": found.hits,
     }  # fmt: skip
 
 
 def _table(key: int) -> bytes:
     return bytes(value ^ key for value in range(256))
+
+
+class _Block(NamedTuple):
+    """A piece of memory, masked: `lead` bytes that the block before has too, `size` bytes, and some of the next."""
+
+    position: int
+    lead: int
+    size: int
+    masked: bytes
+
+    def places(self, piece: bytes) -> Iterator[int]:
+        """Where `piece` begins within `masked`; what begins in another block is left to that."""
+        where = self.masked.find(piece, self.lead)
+        while 0 <= where < self.lead + self.size:
+            yield where
+            where = self.masked.find(piece, where + 1)
+
+
+class _Findings:
+    """What has been found for a question."""
+
+    def __init__(self, question: dict[str, Any]) -> None:
+        self._clear = _table(question["key"])
+        self._pieces = [
+            (name, number, bytes.fromhex(piece))
+            for name, pieces in question["needles"].items()
+            for number, piece in enumerate(pieces)
+        ]
+        self._context = question.get("context", 0)
+        self._before, self._after = question.get("around", (0, 0))
+        self.lead = max(self._before, self._context)
+        self.trail = max(self._after, self._context) + max(len(piece) for _, _, piece in self._pieces)
+        self.counts: dict[str, Counter[str]] = {name: Counter() for name in question["needles"]}
+        self.around: dict[str, dict[str, Counter[str]]] = {name: {} for name in question["needles"]}
+        self.hits: list[dict[str, Any]] = []
+
+    def look(self, one: Range, block: _Block) -> None:
+        """Search a block of `one` for every piece."""
+        for name, number, piece in self._pieces:
+            for where in block.places(piece):
+                end = where + len(piece)
+                around = self._unmasked(block, where - self._before, where, end, end + self._after)
+                self.counts[name][one.kind] += 1
+                self.around[name].setdefault(one.kind, Counter())["".join(around)] += 1
+                if len(self.hits) < SHOWN:
+                    hit = {"needle": name, "piece": number, "kind": one.kind, "mapping": one.name}
+                    hit["offset"] = block.position - one.position - block.lead + where
+                    context = self._unmasked(block, where - self._context, where, end, end + self._context)
+                    self.hits.append({**hit, "before": context[0], "after": context[1]})
+
+    def _unmasked(self, block: _Block, first: int, until: int, start: int, stop: int) -> tuple[str, str]:
+        before, after = block.masked[max(0, first) : until], block.masked[start:stop]
+        return before.translate(self._clear).hex(), after.translate(self._clear).hex()
 
 
 def _what(pid: int | str, kinds: list[str] | None) -> tuple[str, list[Range]]:
@@ -126,34 +177,29 @@ def direct_map() -> Iterator[Range]:
 
 
 def _masked_blocks(
-    fd: int, one: Range, overlap: int, table: bytes, unreadable: Counter[str]
-) -> Iterator[tuple[int, bytearray]]:
-    """A range in masked blocks, each with its position and the first `overlap` bytes of the next one.
-
-    Blocks of zeros and pages that cannot be read are left out.
-    """
-    buffer = bytearray(min(CHUNK + overlap, one.size))
-    zeros = bytes(len(buffer))
-    at, end = one.position, one.position + one.size
+    fd: int, one: Range, before: int, trail: int, table: bytes, unreadable: Counter[str]
+) -> Iterator[_Block]:
+    """All of a range that can be read, but for blocks of zeros. Nothing in the clear is left in this process."""
+    buffer = bytearray(min(before + CHUNK + trail, one.size))
+    zeros = memoryview(bytes(len(buffer)))
+    at, lead, end = one.position, 0, one.position + one.size
     while at < end:
-        wanted = min(len(buffer), end - at)
-        try:
-            got = os.preadv(fd, [memoryview(buffer)[:wanted]], at)
-        except (OSError, OverflowError):
-            got = 0
-        if got and not buffer.startswith(zeros[:got]):
-            masked = buffer.translate(table)  # makes no copy in the clear
+        with memoryview(buffer)[: min(lead + CHUNK + trail, end - at + lead)] as wanted:
+            try:
+                got = os.preadv(fd, [wanted], at - lead) - lead
+            except (OSError, OverflowError):
+                got = -lead
+        size = max(0, min(got, CHUNK))
+        if size and not buffer.startswith(zeros[: lead + got]):
+            masked = buffer.translate(table)
             buffer[:] = zeros
-            del masked[got:]
-            yield at, masked
-        if got >= min(CHUNK, end - at):
-            at += CHUNK
-        else:
-            at += got // PAGE * PAGE
-            if got < PAGE:
-                unreadable[one.name] += PAGE
-                at += PAGE
+            yield _Block(at, lead, size, bytes(masked[: lead + got]))
+        at, lead = at + size, min(before, size)
+        if size < CHUNK and at < end:  # the page that follows cannot be read
+            skipped = PAGE - at % PAGE
+            unreadable[one.name] += skipped
+            at, lead = at + skipped, 0
 
 
 if __name__ == "__main__":
-    json.dump(search(json.load(sys.stdin)), sys.stdout)
+    main()
