@@ -47,8 +47,8 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             "secretfs.native.libsecretfs-shim",
-            ["secretfs/native/shim.c", "secretfs/native/fast.c"],
-            depends=["secretfs/native/fast.h"],
+            ["secretfs/native/shim.c", "secretfs/native/fast.c", "secretfs/native/rewrite.c"],
+            depends=["secretfs/native/fast.h", "secretfs/native/rewrite.h"],
             extra_compile_args=STRICT + pkg_config("--cflags"),
             extra_link_args=HARDENED + libraries,
             optional=NATIVE != "require",

@@ -215,10 +215,10 @@ class Filesystem:
 
     # Extended attributes
 
-    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
-        """Set one attribute; an existing one keeps its old value if the new one does not fit."""
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set one attribute, with the flags of setxattr(2); an existing one keeps its old value if the new is too big."""
         node = self._tree.get(ino)
-        xattrs.set_value(self._space, node, name, value)
+        xattrs.set_value(self._space, node, name, value, flags)
         node.ctime = time.time_ns()
 
     def getxattr(self, ino: int, name: bytes) -> Plaintext:

@@ -26,6 +26,7 @@ from secretfs.nodes import ROOT, Node
 from secretfs.pages import PAGE
 from secretfs.plaintext import consume
 from secretfs.window import Window
+from secretfs.xattrs import join_names
 
 __all__ = ["STATUS", "Operations"]
 
@@ -127,6 +128,7 @@ class Operations(pyfuse3.Operations):
         status: dict[bytes, Callable[[], bytes]],
         ready: Callable[[], None],
         fills_page_cache: Callable[[], bool],
+        xattr_flags: Callable[[], int] | None,
         fast: FastFiles | None,
     ) -> None:
         """Serve `filesystem`.
@@ -139,6 +141,7 @@ class Operations(pyfuse3.Operations):
             status: read-only attributes of the root, by name, for the owner and root.
             ready: called when the kernel asks for the first time.
             fills_page_cache: whether the read in hand is on behalf of the kernel's page cache.
+            xattr_flags: tells the flags of the setxattr in hand; without the shim pyfuse3 has acted on them.
             fast: the table of files whose reads and writes the shim answers, if there is a shim.
         """
         super().__init__()
@@ -149,6 +152,7 @@ class Operations(pyfuse3.Operations):
         self._status = status
         self._ready = ready
         self._fills_page_cache = fills_page_cache
+        self._xattr_flags = xattr_flags
         self._fast = fast
         self.page_cached = InodeQueue()
         """Inodes whose pages are to be thrown out of the page cache."""
@@ -244,15 +248,21 @@ class Operations(pyfuse3.Operations):
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if name.startswith(_PRIVATE):
             raise FileError(errno.EPERM)
-        self._filesystem.setxattr(inode, name, value)
-
-    @_request()  # not consuming: for setxattr with XATTR_CREATE pyfuse3 asks this first, with the same name
-    def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if inode == ROOT and name in self._status and ctx.uid in (0, self._owner):
-            return self._status[name]()
-        return self._filesystem.getxattr(inode, name)
+        self._filesystem.setxattr(inode, name, value, self._xattr_flags() if self._xattr_flags else 0)
 
     @_request()
+    def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        try:
+            if inode == ROOT and name in self._status and ctx.uid in (0, self._owner):
+                return self._status[name]()
+            if not name:  # how the shim puts a listxattr
+                return join_names(self._filesystem.listxattr(inode, ctx))
+            return self._filesystem.getxattr(inode, name)
+        finally:
+            if self._xattr_flags:  # else pyfuse3 may be asking on behalf of setxattr, and needs the name again
+                consume(name)
+
+    @_request()  # without the shim
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         return self._filesystem.listxattr(inode, ctx)
 

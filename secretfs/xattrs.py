@@ -6,6 +6,7 @@ Called by the file system only. Values go in as bytes and come out as bytes that
 from __future__ import annotations
 
 import errno
+import os
 
 from secretfs.content import Content, Space
 from secretfs.errors import FileError
@@ -13,21 +14,29 @@ from secretfs.names import Names
 from secretfs.nodes import Attribute, Node
 from secretfs.plaintext import Plaintext
 
-__all__ = ["LARGEST", "get_value", "list_names", "read_all", "remove", "set_value"]
+__all__ = ["LARGEST", "get_value", "join_names", "list_names", "read_all", "remove", "set_value"]
 
 LARGEST = 65536
 """The longest value in bytes (XATTR_SIZE_MAX, xattr(7))."""
+LARGEST_LIST = 65536
+"""The longest list of names in bytes (XATTR_LIST_MAX, xattr(7))."""
 NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 
-def set_value(space: Space, node: Node, name: bytes, value: bytes) -> None:
+def set_value(space: Space, node: Node, name: bytes, value: bytes, flags: int = 0) -> None:
     """Set one attribute; an existing one keeps its old value if the new one does not fit.
 
     Raises:
-        FileError: EOPNOTSUPP for an unknown namespace, E2BIG, ENOSPC.
+        FileError: EOPNOTSUPP for an unknown namespace, EEXIST with XATTR_CREATE and ENODATA with XATTR_REPLACE
+            (setxattr(2)), E2BIG, ENOSPC.
     """
     if not name.startswith(NAMESPACES):
         raise FileError(errno.EOPNOTSUPP)
+    there = node.xattrs is not None and node.xattrs.get(name) is not None
+    if flags & os.XATTR_CREATE and there:
+        raise FileError(errno.EEXIST)
+    if flags & os.XATTR_REPLACE and not there:
+        raise FileError(errno.ENODATA)
     if len(value) > LARGEST:
         raise FileError(errno.E2BIG)
     fresh = Content(space)
@@ -60,6 +69,25 @@ def list_names(node: Node, *, trusted: bool) -> list[Plaintext]:
     """The names of all attributes; the trusted ones only for those who may see them."""
     names = [] if node.xattrs is None else [entry.name() for entry in node.xattrs]
     return [name for name in names if trusted or not name.startswith(b"trusted.")]
+
+
+def join_names(names: list[Plaintext]) -> Plaintext:
+    """Names as listxattr(2) returns them, each with a zero byte after it.
+
+    Raises:
+        FileError: E2BIG, they are more than the kernel takes.
+    """
+    size = sum(len(name) + 1 for name in names)
+    if size > LARGEST_LIST:
+        raise FileError(errno.E2BIG)
+
+    def fill(buffer: memoryview) -> None:
+        at = 0
+        for name in names:
+            buffer[at : at + len(name)] = name
+            at += len(name) + 1
+
+    return Plaintext.read(size, fill)
 
 
 def remove(node: Node, name: bytes) -> None:

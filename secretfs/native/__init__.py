@@ -47,6 +47,7 @@ class Shim:
             raise ShimUnavailable(str(state))
         self.library = self._library = ctypes.CDLL(SHIM, mode=ctypes.RTLD_GLOBAL)
         self._page_cache_read = ctypes.c_int.in_dll(self._library, "secretfs_shim_page_cache_read")
+        self._xattr_flags = ctypes.c_uint32.in_dll(self._library, "secretfs_shim_xattr_flags")
         self._library.secretfs_shim_requests.restype = ctypes.c_ulong
         self.spun = ctypes.c_int.in_dll(self._library, "secretfs_shim_spun")
         """Not 0: it has just polled in vain; whoever has seen that sets it to 0."""
@@ -57,6 +58,10 @@ class Shim:
     def fills_page_cache(self) -> bool:
         """Whether the request in hand is a read that fills the kernel's page cache."""
         return bool(self._page_cache_read.value)
+
+    def xattr_flags(self) -> int:
+        """The flags of the setxattr(2) in hand, which pyfuse3 does not get to see."""
+        return self._xattr_flags.value
 
     def verify(self) -> None:
         """After the first request: return if requests pass through it and the receive buffer is locked.

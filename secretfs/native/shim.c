@@ -15,6 +15,7 @@
 #define FUSE_USE_VERSION 35
 
 #include "fast.h"
+#include "rewrite.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -193,6 +194,8 @@ API void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf
 	const size_t size = buf->size;
 
 	secretfs_shim_page_cache_read = request && reads_for_page_cache(buf);
+	if (request)
+		secretfs_rewrite(request, size);
 	real.process_buf(se, buf);
 	if (request)
 		explicit_bzero(request, size);
