@@ -46,6 +46,7 @@ class Range(NamedTuple):
     size: int
     name: str
     kind: str
+    flags: frozenset[str] = frozenset()  # VmFlags of proc(5)
 
 
 def main() -> None:
@@ -81,9 +82,11 @@ def search(question: dict[str, Any]) -> dict[str, Any]:
             for block in _masked_blocks(memory.fileno(), one, found.lead, found.trail, table, unreadable):
                 searched += block.size
                 found.look(one, block)
+    around = found.around()
+    counts = {name: {kind: sum(n.values()) for kind, n in kinds.items()} for name, kinds in around.items()}
     return {
         "searched": searched, "mappings": len(ranges), "unreadable": dict(unreadable),
-        "counts": found.counts, "around": found.around, "hits": found.hits,
+        "counts": counts, "around": around, "hits": found.hits,
     }  # fmt: skip
 
 
@@ -121,27 +124,35 @@ class _Findings:
         self._before, self._after = question.get("around", (0, 0))
         self.lead = max(self._before, self._context)
         self.trail = max(self._after, self._context) + max(len(piece) for _, _, piece in self._pieces)
-        self.counts: dict[str, Counter[str]] = {name: Counter() for name in question["needles"]}
-        self.around: dict[str, dict[str, Counter[str]]] = {name: {} for name in question["needles"]}
+        self._surroundings: dict[tuple[str, str], Counter[tuple[bytes, bytes]]] = {}  # masked
         self.hits: list[dict[str, Any]] = []
 
     def look(self, one: Range, block: _Block) -> None:
         """Search a block of `one` for every piece."""
         for name, number, piece in self._pieces:
+            surroundings = self._surroundings.setdefault((name, one.kind), Counter())
             for where in block.places(piece):
                 end = where + len(piece)
-                around = self._unmasked(block, where - self._before, where, end, end + self._after)
-                self.counts[name][one.kind] += 1
-                self.around[name].setdefault(one.kind, Counter())["".join(around)] += 1
+                before, after = block.masked[max(0, where - self._before) : where], block.masked[end : end + self._after]
+                surroundings[before, after] += 1
                 if len(self.hits) < SHOWN:
                     hit = {"needle": name, "piece": number, "kind": one.kind, "mapping": one.name}
                     hit["offset"] = block.position - one.position - block.lead + where
-                    context = self._unmasked(block, where - self._context, where, end, end + self._context)
-                    self.hits.append({**hit, "before": context[0], "after": context[1]})
+                    hit["before"] = self._unmasked(block.masked[max(0, where - self._context) : where])
+                    hit["after"] = self._unmasked(block.masked[end : end + self._context])
+                    self.hits.append(hit)
 
-    def _unmasked(self, block: _Block, first: int, until: int, start: int, stop: int) -> tuple[str, str]:
-        before, after = block.masked[max(0, first) : until], block.masked[start:stop]
-        return before.translate(self._clear).hex(), after.translate(self._clear).hex()
+    def around(self) -> dict[str, dict[str, dict[str, int]]]:
+        """How many pieces were found, by what lies around them."""
+        found: dict[str, dict[str, dict[str, int]]] = {name: {} for name, _, _ in self._pieces}
+        for (name, kind), surroundings in self._surroundings.items():
+            if surroundings:
+                unmasked = {self._unmasked(before + after): n for (before, after), n in surroundings.items()}
+                found[name][kind] = unmasked
+        return found
+
+    def _unmasked(self, masked: bytes) -> str:
+        return masked.translate(self._clear).hex()
 
 
 def _what(pid: int | str, kinds: list[str] | None) -> tuple[str, list[Range]]:
@@ -159,9 +170,9 @@ def mappings(pid: int) -> Iterator[Range]:
             if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)", line):
                 start, end, name = int(match[1], 16), int(match[2], 16), match[3]
             elif line.startswith("VmFlags:"):
-                flags = set(line.split()[1:])
+                flags = frozenset(line.split()[1:])
                 kind = "secretmem" if "/secretmem" in name else "locked" if {"lo", "dd", "dc"} <= flags else "ordinary"
-                yield Range(start, end - start, name or "[anonymous]", kind)
+                yield Range(start, end - start, name or "[anonymous]", kind, flags)
 
 
 def direct_map() -> Iterator[Range]:
@@ -179,7 +190,7 @@ def direct_map() -> Iterator[Range]:
 def _masked_blocks(
     fd: int, one: Range, before: int, trail: int, table: bytes, unreadable: Counter[str]
 ) -> Iterator[_Block]:
-    """All of a range that can be read, but for blocks of zeros. Nothing in the clear is left in this process."""
+    """All of a range that can be read; what is zero anyway comes as no bytes. Nothing in the clear is left here."""
     buffer = bytearray(min(before + CHUNK + trail, one.size))
     zeros = memoryview(bytes(len(buffer)))
     at, lead, end = one.position, 0, one.position + one.size
@@ -190,7 +201,9 @@ def _masked_blocks(
             except (OSError, OverflowError):
                 got = -lead
         size = max(0, min(got, CHUNK))
-        if size and not buffer.startswith(zeros[: lead + got]):
+        if size and buffer.startswith(zeros[: lead + got]):
+            yield _Block(at, lead, size, b"")
+        elif size:
             masked = buffer.translate(table)
             buffer[:] = zeros
             yield _Block(at, lead, size, bytes(masked[: lead + got]))

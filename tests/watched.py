@@ -1,0 +1,123 @@
+"""A mount whose daemon's memory is searched, and what root can read in it directly. All of it needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import struct
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import residue
+from mounts import Mounted
+from needles import Needles, Searcher, Traces
+
+from secretfs import fast, native
+
+PAGE = 4096
+UNREADABLE = {"[vvar]", "[vvar_vclock]", "[vsyscall]", "/secretmem (deleted)"}
+
+
+class Watched(Mounted):
+    """A mount, and who searches its daemon."""
+
+    def __init__(self, path: Path, searcher: Searcher, *flags: str) -> None:
+        super().__init__(path, *flags)
+        self.searcher = searcher
+        self.needles = searcher.needles
+        self.secret_areas = self.status()["backend"] == "kernel"
+
+    def settle(self) -> None:
+        """Return when all earlier requests are over: they are answered one after another, and this one is not cached."""
+        os.statvfs(self.path)
+
+    def search(self) -> Traces:
+        """Search all the daemon's memory, and make sure that it was all of it."""
+        self.settle()
+        traces = self.searcher.search(self.daemon)
+        assert traces.searched > 16 << 20
+        assert set(traces.unreadable) <= UNREADABLE
+        return traces
+
+    def expect_only(self, *live: bytes) -> None:
+        """The secrets are nowhere but in areas: those in `live` once each, all others nowhere.
+
+        Secret memory cannot be searched. The emulator's areas are, and `live` may be torn where it goes on elsewhere.
+        """
+        traces = self.search()
+        allowed = Counter() if self.secret_areas else self.needles.marks(*live)
+        for kind, marks in traces.marks.items():
+            assert kind == "locked" and not self.secret_areas, traces.told(self.needles, allowed)
+            for (mark, identity), times in marks.items():
+                enough = times <= allowed[mark, identity] if identity else bool(live)
+                assert enough, traces.told(self.needles, allowed)
+
+    def expect_nothing(self) -> None:
+        """No secret is anywhere, not even a piece of one."""
+        self.expect_only()
+
+    # What root reads.
+
+    def read(self, address: int, size: int) -> bytes:
+        """The daemon's memory."""
+        with open(f"/proc/{self.daemon}/mem", "rb", buffering=0) as memory:
+            return os.pread(memory.fileno(), size, address)
+
+    def shim_variable(self, name: str, at: int, size: int) -> bytes:
+        """Bytes of one of the shim's variables."""
+        library = ctypes.CDLL(native.SHIM)
+        here = ctypes.addressof(ctypes.c_char.in_dll(library, name))
+        return self.read(here - _base("self") + _base(self.daemon) + at, size)
+
+    def published(self, path: Path) -> fast.Entry | None:
+        """The shim's entry for an open file, if it answers reads and writes of it."""
+        ino = os.stat(path).st_ino
+        size = ctypes.sizeof(fast.Entry)
+        entry = fast.Entry.from_buffer_copy(self.shim_variable("secretfs_files", ino % fast.FILES * size, size))
+        return entry if entry.ino == ino else None
+
+    def written_by_the_shim(self) -> int:
+        """How many files the shim has written to since Python answered a request."""
+        return int.from_bytes(self.shim_variable("secretfs_written_count", 0, 4), sys.byteorder)
+
+    def receive_buffer(self) -> bytes:
+        """libfuse's receive buffer.
+
+        It is the one piece of malloc's that is locked. Where in its first page it begins is told by malloc's header:
+        the size of the piece, in the word before, with three flags in the lowest bits (malloc/malloc.c of glibc).
+        """
+        (where,) = (one for one in residue.mappings(self.daemon) if {"lo", "dd"} <= one.flags and "dc" not in one.flags)
+        end = where.position + where.size
+        first = self.read(where.position, PAGE)
+        for at in range(16, PAGE, 16):
+            (header,) = struct.unpack_from("N", first, at - 8)
+            start, size = where.position + at, (header & ~7) - 8
+            if size > 1 << 20 and -(-(start + size) // PAGE) * PAGE == end:
+                return self.read(start, size)
+        raise AssertionError("the receive buffer was not found")
+
+    def window(self) -> bytes:
+        """The window; with secret areas it is the one piece of locked memory that can be read."""
+        assert self.secret_areas
+        (where,) = (one for one in residue.mappings(self.daemon) if one.kind == "locked")
+        return self.read(where.position, where.size)
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor."""
+    fd = os.open(path, flags, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _base(pid: int | str) -> int:
+    """Where a process has the shim."""
+    lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+    return min(int(line.partition("-")[0], 16) for line in lines if re.search(r"/libsecretfs-shim\.so$", line))
