@@ -47,8 +47,8 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             "secretfs.native.libsecretfs-shim",
-            ["secretfs/native/shim.c", "secretfs/native/fast.c", "secretfs/native/rewrite.c"],
-            depends=["secretfs/native/fast.h", "secretfs/native/rewrite.h"],
+            [f"secretfs/native/{name}.c" for name in ("shim", "fast", "registers", "rewrite")],
+            depends=[f"secretfs/native/{name}.h" for name in ("fast", "registers", "rewrite")],
             extra_compile_args=STRICT + pkg_config("--cflags"),
             extra_link_args=HARDENED + libraries,
             optional=NATIVE != "require",

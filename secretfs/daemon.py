@@ -150,7 +150,7 @@ class _Mount:
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
             ready=self._ready, fills_page_cache=self._session.fills_page_cache,
-            xattr_flags=self._session.xattr_flags(), fast=self._session.fast_files(),
+            shim=self._session.loaded(), fast=self._session.fast_files(),
         )  # fmt: skip
         self._session.serve(fd, operations, lambda: _ask_to_detach(self._channel))
 

@@ -22,6 +22,7 @@ from secretfs.errors import FileError, LimitError, SecretFSError
 from secretfs.fast import FastFiles
 from secretfs.filesystem import Changes, Filesystem
 from secretfs.names import NAME_MAX
+from secretfs.native import Shim
 from secretfs.nodes import ROOT, Node
 from secretfs.pages import PAGE
 from secretfs.plaintext import consume
@@ -78,6 +79,8 @@ def _request(
                     for argument in arguments:
                         if type(argument) is bytes:
                             consume(argument)
+                if self._shim is not None:
+                    self._shim.forget_registers()  # other tasks run between requests, and may start a thread
             raise FUSEError(code)  # outside the except block: nothing of the error is kept alive
 
         return coroutine  # type: ignore[return-value]  # mypy gives wraps() a named `self`
@@ -128,7 +131,7 @@ class Operations(pyfuse3.Operations):
         status: dict[bytes, Callable[[], bytes]],
         ready: Callable[[], None],
         fills_page_cache: Callable[[], bool],
-        xattr_flags: Callable[[], int] | None,
+        shim: Shim | None,
         fast: FastFiles | None,
     ) -> None:
         """Serve `filesystem`.
@@ -141,7 +144,7 @@ class Operations(pyfuse3.Operations):
             status: read-only attributes of the root, by name, for the owner and root.
             ready: called when the kernel asks for the first time.
             fills_page_cache: whether the read in hand is on behalf of the kernel's page cache.
-            xattr_flags: tells the flags of the setxattr in hand; without the shim pyfuse3 has acted on them.
+            shim: what puts requests in another way (rewrite.c); None if they come as the kernel sent them.
             fast: the table of files whose reads and writes the shim answers, if there is a shim.
         """
         super().__init__()
@@ -152,7 +155,7 @@ class Operations(pyfuse3.Operations):
         self._status = status
         self._ready = ready
         self._fills_page_cache = fills_page_cache
-        self._xattr_flags = xattr_flags
+        self._shim = shim
         self._fast = fast
         self.page_cached = InodeQueue()
         """Inodes whose pages are to be thrown out of the page cache."""
@@ -248,7 +251,7 @@ class Operations(pyfuse3.Operations):
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if name.startswith(_PRIVATE):
             raise FileError(errno.EPERM)
-        self._filesystem.setxattr(inode, name, value, self._xattr_flags() if self._xattr_flags else 0)
+        self._filesystem.setxattr(inode, name, value, self._shim.xattr_flags() if self._shim else 0)
 
     @_request()
     def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -259,7 +262,7 @@ class Operations(pyfuse3.Operations):
                 return join_names(self._filesystem.listxattr(inode, ctx))
             return self._filesystem.getxattr(inode, name)
         finally:
-            if self._xattr_flags:  # else pyfuse3 may be asking on behalf of setxattr, and needs the name again
+            if self._shim:  # else pyfuse3 may be asking on behalf of setxattr, and needs the name again
                 consume(name)
 
     @_request()  # without the shim

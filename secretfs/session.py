@@ -71,9 +71,9 @@ class Session:
         """Whether the read in hand is for the kernel's page cache; without the shim that cannot be told."""
         return self._shim is None or self._shim.fills_page_cache()
 
-    def xattr_flags(self) -> Callable[[], int] | None:
-        """What tells the flags of the setxattr(2) in hand; None without the shim: pyfuse3 has acted on them then."""
-        return None if self._shim is None else self._shim.xattr_flags
+    def loaded(self) -> Shim | None:
+        """The shim, if it is in use."""
+        return self._shim
 
     def fast_files(self) -> FastFiles | None:
         """The table of files that the shim answers for."""

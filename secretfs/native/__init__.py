@@ -51,6 +51,9 @@ class Shim:
         self._library.secretfs_shim_requests.restype = ctypes.c_ulong
         self.spun = ctypes.c_int.in_dll(self._library, "secretfs_shim_spun")
         """Not 0: it has just polled in vain; whoever has seen that sets it to 0."""
+        self.forget_registers = self._library.secretfs_shim_forget_registers
+        """Call it when a secret has been copied: no copy of its last bytes is left in the vector registers."""
+        self.forget_registers.restype = None
         window = ctypes.c_void_p(window_address), ctypes.c_size_t(window_size)
         if self._library.secretfs_shim_prepare(*window, ctypes.c_long(spin * 1000)):
             raise ShimUnavailable("libfuse lacks a function that it replaces")

@@ -15,6 +15,7 @@
 #define FUSE_USE_VERSION 35
 
 #include "fast.h"
+#include "registers.h"
 #include "rewrite.h"
 
 #include <dlfcn.h>
@@ -183,6 +184,7 @@ API int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 		if (received <= 0 || !secretfs_fast_answer(fd, buf, &shim.window))
 			return received;
 		explicit_bzero(buf->mem, buf->size);
+		secretfs_shim_forget_registers();
 	}
 	return -EINTR;
 }
@@ -199,6 +201,7 @@ API void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf
 	real.process_buf(se, buf);
 	if (request)
 		explicit_bzero(request, size);
+	secretfs_shim_forget_registers();
 }
 
 /* Also wipes what the reply was made from; one byte or none may be an object that all of Python shares. */
