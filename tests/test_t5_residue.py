@@ -168,20 +168,19 @@ def test_answered_in_c(mount: Watched, here: Path) -> None:
     """Reads and writes that the shim answers leave nothing behind, nor do those of the same file that Python answers."""
     secrets = [mount.needles.secret(4096, f"write {n}") for n in range(3)]
     with opened(here / "f", os.O_RDWR | os.O_CREAT) as fd:
-        assert mount.published(here / "f") is None  # so Python answers
-        os.pwrite(fd, secrets[0], 0)
-        assert mount.written_by_the_shim() == 0
-        mount.expect_only(secrets[0])
-        assert mount.published(here / "f") is not None
-        os.pwrite(fd, secrets[1], 0)
+        for secret in secrets[:2]:
+            assert mount.shim_reads_until(here / "f") is None
+            os.pwrite(fd, secret, 0)
+            assert mount.written_by_the_shim() == 0
+            mount.expect_only(secret)
+        assert mount.shim_reads_until(here / "f") is not None
+        os.pwrite(fd, secrets[2], 0)
         assert mount.written_by_the_shim() == 1
-        mount.expect_only(secrets[1])
+        mount.expect_only(secrets[2])
         for reader_is_python in (True, False):
-            entry = mount.published(here / "f")
-            assert entry is not None
-            assert (entry.read_until < time.time()) == reader_is_python
-            assert os.pread(fd, 4096, 0) == secrets[1]
-            mount.expect_only(secrets[1])
+            assert (mount.shim_reads_until(here / "f") < time.time()) == reader_is_python
+            assert os.pread(fd, 4096, 0) == secrets[2]
+            mount.expect_only(secrets[2])
         os.ftruncate(fd, 0)
     mount.expect_nothing()
 

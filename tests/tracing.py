@@ -14,6 +14,7 @@ _GETREGSET = 0x4204
 _TRACESYSGOOD = 1
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 _ENTRY = 1
+_ALL = 0x40000000  # __WALL: threads too
 WRITEV = {"x86_64": 20, "s390x": 146}.get(platform.machine(), 66)
 VECTOR_REGISTERS = {"x86_64": 0x202}.get(platform.machine(), 2)  # NT_X86_XSTATE, NT_PRFPREG
 
@@ -23,7 +24,7 @@ _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 
 
 class Stopped:
-    """The main thread of a process, held; let go at the end. It must be used in one thread (ptrace(2))."""
+    """A thread of a process, held; let go at the end. Whoever holds it must do everything in one thread (ptrace(2))."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -50,7 +51,7 @@ class Stopped:
         return call if kind == _ENTRY else None
 
     def _wait(self) -> int:
-        _, status = os.waitpid(self.pid, 0)
+        _, status = os.waitpid(self.pid, _ALL)
         assert os.WIFSTOPPED(status), "it has ended"
         return os.WSTOPSIG(status)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import residue
 from mounts import Mounted
 from needles import Needles, Searcher, Traces
+from tracing import Stopped
 
 from secretfs import fast, native
 
@@ -36,8 +37,11 @@ class Watched(Mounted):
         os.statvfs(self.path)
 
     def search(self) -> Traces:
-        """Search all the daemon's memory, and make sure that it was all of it."""
+        """Search all the daemon's memory, and make sure that it was all of it. Its registers hold nothing."""
         self.settle()
+        for thread in os.listdir(f"/proc/{self.daemon}/task"):
+            with Stopped(int(thread)) as stopped:
+                assert self.needles.marks(stopped.registers()) == {}
         traces = self.searcher.search(self.daemon)
         assert traces.searched > 16 << 20
         assert set(traces.unreadable) <= UNREADABLE
@@ -73,12 +77,12 @@ class Watched(Mounted):
         here = ctypes.addressof(ctypes.c_char.in_dll(library, name))
         return self.read(here - _base("self") + _base(self.daemon) + at, size)
 
-    def published(self, path: Path) -> fast.Entry | None:
-        """The shim's entry for an open file, if it answers reads and writes of it."""
+    def shim_reads_until(self, path: Path) -> int | None:
+        """Until when the shim answers reads of an open file, in seconds since the epoch; None: nor does it writes."""
         ino = os.stat(path).st_ino
-        size = ctypes.sizeof(fast.Entry)
-        entry = fast.Entry.from_buffer_copy(self.shim_variable("secretfs_files", ino % fast.FILES * size, size))
-        return entry if entry.ino == ino else None
+        entry = self.shim_variable("secretfs_files", ino % fast.FILES * fast._ENTRY, fast._FILE.size)
+        found, _, _, read_until, _, _ = fast._FILE.unpack(entry)
+        return read_until if found == ino else None
 
     def written_by_the_shim(self) -> int:
         """How many files the shim has written to since Python answered a request."""
