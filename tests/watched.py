@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,12 +78,17 @@ class Watched(Mounted):
         here = ctypes.addressof(ctypes.c_char.in_dll(library, name))
         return self.read(here - _base("self") + _base(self.daemon) + at, size)
 
-    def shim_reads_until(self, path: Path) -> int | None:
-        """Until when the shim answers reads of an open file, in seconds since the epoch; None: nor does it writes."""
+    def answered_by_shim(self, path: Path, size: int) -> str:
+        """Which requests for the first `size` bytes of an open file the shim answers: "", "write" or "read write"."""
         ino = os.stat(path).st_ino
-        entry = self.shim_variable("secretfs_files", ino % fast.FILES * fast._ENTRY, fast._FILE.size)
-        found, _, _, read_until, _, _ = fast._FILE.unpack(entry)
-        return read_until if found == ino else None
+        entry = self.shim_variable("secretfs_files", ino % fast.FILES * fast._ENTRY, fast._ENTRY)
+        found, _, _, read_until, writable, pieces = fast._FILE.unpack_from(entry)
+        if found != ino or not writable or not pieces:
+            return ""
+        start, end, _ = fast._PIECE.unpack_from(entry, fast._FILE.size)
+        assert start == 0
+        assert end >= size
+        return "read write" if read_until > time.time() else "write"
 
     def written_by_the_shim(self) -> int:
         """How many files the shim has written to since Python answered a request."""
