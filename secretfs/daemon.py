@@ -120,7 +120,7 @@ class _Mount:
             held = replace(
                 held, off_direct_map=False, refuses_pinning=False, cleared_by_kernel=False, not_hibernated=False
             )
-        return replace(held, no_residue=held.no_residue and self._session.shim is True)
+        return replace(held, no_residue=held.no_residue and self._session.no_residue)
 
     def status(self) -> bytes:
         """The object that `secretfs status --json` shows, all but the mountpoint."""
@@ -149,8 +149,7 @@ class _Mount:
         operations = Operations(
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
-            ready=self._ready, fills_page_cache=self._session.fills_page_cache,
-            shim=self._session.loaded(), fast=self._session.fast_files(),
+            ready=self._ready, shim=self._session.loaded(), fast=self._session.fast_files(),
         )  # fmt: skip
         self._session.serve(fd, operations, lambda: _ask_to_detach(self._channel))
 
@@ -171,7 +170,7 @@ class _Mount:
         send(self._channel, ready={"backend": self._choice.backend.name, "warnings": self._warnings()})
 
     def _require_no_residue(self) -> None:
-        if self._session.shim is not True and self._choice.policy == "require":
+        if not self._session.no_residue and self._choice.policy == "require":
             raise BackendUnavailable(
                 f"the daemon would keep copies of what passes through it: the native shim is {self._session.shim}",
                 hint="see `secretfs backends`, or use --backend auto",
@@ -182,8 +181,10 @@ class _Mount:
         found = []
         if self._choice.warning:
             found.append((self._choice.warning, self._choice.hint))
-        if self._session.shim is not True:
+        if not self._session.no_residue:
             found.append((f"not guaranteed: no_residue, because the native shim is {self._session.shim}", ""))
+        elif self._session.shim is not True:
+            found.append((f"the native shim is {self._session.shim}", ""))
         if self._options.cached:
             lost = self.guarantees.lost_against(self._choice.backend.guarantees)
             found.append((f"--cached keeps plaintext in the page cache; not guaranteed: {', '.join(lost)}", ""))

@@ -22,7 +22,7 @@ from secretfs.errors import FileError, LimitError, SecretFSError
 from secretfs.fast import FastFiles
 from secretfs.filesystem import Changes, Filesystem
 from secretfs.names import NAME_MAX
-from secretfs.native import Shim
+from secretfs.native.fallback import AnyShim
 from secretfs.nodes import ROOT, Node
 from secretfs.pages import PAGE
 from secretfs.plaintext import consume
@@ -130,8 +130,7 @@ class Operations(pyfuse3.Operations):
         cached: bool,
         status: dict[bytes, Callable[[], bytes]],
         ready: Callable[[], None],
-        fills_page_cache: Callable[[], bool],
-        shim: Shim | None,
+        shim: AnyShim | None,
         fast: FastFiles | None,
     ) -> None:
         """Serve `filesystem`.
@@ -143,8 +142,7 @@ class Operations(pyfuse3.Operations):
             cached: let the kernel keep file data in its page cache.
             status: read-only attributes of the root, by name, for the owner and root.
             ready: called when the kernel asks for the first time.
-            fills_page_cache: whether the read in hand is on behalf of the kernel's page cache.
-            shim: what puts requests in another way (rewrite.c); None if they come as the kernel sent them.
+            shim: what has seen the requests and put some in another way (rewrite.c); None where nothing has.
             fast: the table of files whose reads and writes the shim answers, if there is a shim.
         """
         super().__init__()
@@ -154,7 +152,6 @@ class Operations(pyfuse3.Operations):
         self._cached = cached
         self._status = status
         self._ready = ready
-        self._fills_page_cache = fills_page_cache
         self._shim = shim
         self._fast = fast
         self.page_cached = InodeQueue()
@@ -292,7 +289,7 @@ class Operations(pyfuse3.Operations):
     def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]  # any buffer will do
         window = self._window.lend(size)
         length = self._filesystem.read_into(fh, off, window)
-        if not self._cached and self._fills_page_cache():
+        if not self._cached and (self._shim is None or self._shim.fills_page_cache()):
             self._filesystem.note_page_cached(fh)
         self._publish(fh)
         return window[:length]
@@ -332,7 +329,10 @@ class Operations(pyfuse3.Operations):
             self._fast.publish(self._filesystem.opened(handle).node)
 
     def catch_up(self) -> None:
-        """Take over what the shim has answered since Python answered last."""
+        """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
+        if self._shim is not None and self._shim.lost_handle.value:
+            self._close_lost(self._shim.lost_handle.value)
+            self._shim.lost_handle.value = 0
         if self._fast is None or not self._fast.news.value:
             return
         self._fast.collect(self._filesystem.known)
@@ -344,6 +344,13 @@ class Operations(pyfuse3.Operations):
                     self._filesystem.forget([(inode, count)])
             except SecretFSError as error:  # nobody waits for an answer, and the request in hand is another one
                 log.error("a handle could not be closed: %s", type(error).__name__)
+
+    def _close_lost(self, handle: int) -> None:
+        """The kernel does not know this handle, so it will never release it."""
+        try:
+            self._filesystem.release(handle)
+        except FileError:
+            self._filesystem.releasedir(handle)
 
     def _release(self, handle: int) -> None:
         inode = self._filesystem.release(handle)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from secretfs.errors import FuseUnavailable
 from secretfs.native import Shim, ShimUnavailable
+from secretfs.native.fallback import AnyShim, Fallback
 from secretfs.window import Window
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Session:
         self._spin = spin
         self.shim: bool | str = True
         """True, or why the shim is not in use."""
-        self._shim: Shim | None = None
+        self.no_residue = True
+        """Whether requests and replies are wiped: by the shim, or by what stands in for it."""
+        self._shim: AnyShim | None = None
         try:
             self._shim = Shim(window.address, window.size, spin)
         except ShimUnavailable as error:
@@ -57,29 +60,38 @@ class Session:
             raise FuseUnavailable(f"a mount needs pyfuse3 and trio: {error}", hint=_EXTRA) from error
         self._pyfuse3: Any = pyfuse3
         self._trio: Any = trio
+        if self._shim is None:
+            self._fall_back(window)
+
+    def _fall_back(self, window: Window) -> None:
+        """Let callbacks in Python do the shim's work, if they can."""
+        try:
+            self._shim = Fallback(self._pyfuse3.__file__, window.address, window.size)
+            self.shim = f"{self.shim}; Python does its work, which takes longer"
+        except ShimUnavailable as error:
+            self.no_residue = False
+            if str(error) != self.shim:
+                self.shim = f"{self.shim}; nor can Python do its work: {error}"
 
     def verify_shim(self) -> None:
-        """Once the first request has come: make sure that it really passed through the shim."""
+        """Once the first request has come: make sure that it really passed through the shim, or what stands in."""
         if self._shim is None:
             return
         try:
             self._shim.verify()
         except ShimUnavailable as error:
             self.shim = str(error)
+            self.no_residue = False
 
-    def fills_page_cache(self) -> bool:
-        """Whether the read in hand is for the kernel's page cache; without the shim that cannot be told."""
-        return self._shim is None or self._shim.fills_page_cache()
-
-    def loaded(self) -> Shim | None:
-        """The shim, if it is in use."""
+    def loaded(self) -> AnyShim | None:
+        """The shim, or what stands in for it."""
         return self._shim
 
     def fast_files(self) -> FastFiles | None:
         """The table of files that the shim answers for."""
         from secretfs.fast import FastFiles
 
-        return None if self._shim is None else FastFiles(self._shim.library)
+        return FastFiles(self._shim.library) if isinstance(self._shim, Shim) else None
 
     def serve(self, fd: int, operations: Operations, detach: Callable[[], None]) -> None:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends; after a signal call `detach`, then end."""
@@ -89,7 +101,8 @@ class Session:
         self._pyfuse3.init(operations, f"/dev/fd/{fd}", set())
         if self._shim is not None:
             os.set_blocking(fd, False)
-        if not loop.install(fd, self._spin, self._shim, operations.catch_up):
+        polling = self._shim if isinstance(self._shim, Shim) else None
+        if not loop.install(fd, self._spin, polling, operations.catch_up):
             log.warning("this pyfuse3 waits in a way of its own; requests will be slower")
         try:
             self._trio.run(self._run, operations, detach)

@@ -63,7 +63,7 @@ def unmount(path: str, *, lazy: bool) -> int | None:
         files: int | None = int(status_of(mount)["files"])
         pid = int(_ask(mount, lambda: os.getxattr(mount.mountpoint, "user.secretfs.pid")))
     except MountError as error:
-        if error.errno != errno.ENOTCONN:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNREFUSED):  # its daemon is dead, or never came to serve it
             raise
         files, pid, lazy = None, 0, True
     with _Watched(pid) as daemon_process:

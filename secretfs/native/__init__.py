@@ -1,18 +1,22 @@
 """The native parts: whether they are there, why not, and the shim's loading.
 
 The shim (shim.c) stands between libfuse and pyfuse3. It leans on how those two call each other, so it is used only with
-versions it was tried with (`LIBFUSE`, `PYFUSE3`); with any other the mount says that a guarantee is gone.
+versions it was tried with (`LIBFUSE`, `PYFUSE3`); with any other the mount says that a guarantee is gone. Where it was
+not built, `fallback.py` does its work in Python, for the same versions.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
+import re
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from secretfs.errors import SecretFSError
 
-__all__ = ["SHIM", "Shim", "ShimUnavailable", "preload_state", "shim_state"]
+__all__ = ["SHIM", "Shim", "ShimUnavailable", "preload_state", "shim_state", "untried_libfuse", "untried_pyfuse3"]
 
 SHIM = os.path.join(os.path.dirname(__file__), "libsecretfs-shim.so")
 LIBFUSE = range(314, 319)
@@ -45,7 +49,7 @@ class Shim:
         state = shim_state()
         if state is not True:
             raise ShimUnavailable(str(state))
-        self.library = self._library = ctypes.CDLL(SHIM, mode=ctypes.RTLD_GLOBAL)
+        self.library = self._library = ctypes.CDLL(SHIM)
         self._page_cache_read = ctypes.c_int.in_dll(self._library, "secretfs_shim_page_cache_read")
         self._xattr_flags = ctypes.c_uint32.in_dll(self._library, "secretfs_shim_xattr_flags")
         self._library.secretfs_shim_requests.restype = ctypes.c_ulong
@@ -54,9 +58,12 @@ class Shim:
         self.forget_registers = self._library.secretfs_shim_forget_registers
         """Call it when a secret has been copied: no copy of its last bytes is left in the vector registers."""
         self.forget_registers.restype = None
+        self.lost_handle = ctypes.c_uint64.in_dll(self._library, "secretfs_shim_lost_handle")
+        """What was opened for a reply that did not reach the kernel, or 0."""
         window = ctypes.c_void_p(window_address), ctypes.c_size_t(window_size)
         if self._library.secretfs_shim_prepare(*window, ctypes.c_long(spin * 1000)):
             raise ShimUnavailable("libfuse lacks a function that it replaces")
+        ctypes.CDLL(SHIM, mode=ctypes.RTLD_GLOBAL)  # only now, when it can be called
 
     def fills_page_cache(self) -> bool:
         """Whether the request in hand is a read that fills the kernel's page cache."""
@@ -83,19 +90,48 @@ def shim_state() -> bool | str:
     """True if the shim can be loaded here, or why not."""
     if not os.path.exists(SHIM):
         return BUILD
+    problem = untried_pyfuse3()
+    if problem:
+        return problem
+    ours, pyfuse3s = _libfuse_names(SHIM), _libfuse_names(_compiled_pyfuse3())
+    if ours != pyfuse3s:
+        return f"built for {', '.join(ours)}, but pyfuse3 for {', '.join(pyfuse3s) or 'none'}"
     try:
-        pyfuse3 = version("pyfuse3")
-    except PackageNotFoundError:
-        return "pyfuse3 is not installed"
-    if not pyfuse3.startswith(PYFUSE3):
-        return f"not tried with pyfuse3 {pyfuse3}, only with {', '.join(v + 'x' for v in PYFUSE3)}"
-    try:
-        libfuse = ctypes.CDLL(SHIM).fuse_version()  # of the libfuse that the shim is linked with
+        library = ctypes.CDLL(SHIM)
     except OSError as error:
         return f"cannot be loaded: {error}"
-    if libfuse not in LIBFUSE:
-        return f"not tried with libfuse {libfuse // 100}.{libfuse % 100}"
-    return True
+    return untried_libfuse(library) or True
+
+
+def untried_pyfuse3() -> str:
+    """Why pyfuse3 is not one that this was tried with, or ""."""
+    try:
+        found = version("pyfuse3")
+    except PackageNotFoundError:
+        return "pyfuse3 is not installed"
+    if found.startswith(PYFUSE3):
+        return ""
+    return f"not tried with pyfuse3 {found}, only with {', '.join(v + 'x' for v in PYFUSE3)}"
+
+
+def untried_libfuse(library: ctypes.CDLL) -> str:
+    """Why the libfuse that `library` is linked with is not one that this was tried with, or ""."""
+    found: int = library.fuse_version()
+    return "" if found in LIBFUSE else f"not tried with libfuse {found // 100}.{found % 100}"
+
+
+def _compiled_pyfuse3() -> str:
+    """The file of pyfuse3's compiled module. It is not imported: the shim has to be there first."""
+    spec = importlib.util.find_spec("pyfuse3")
+    return (spec and spec.origin) or ""
+
+
+def _libfuse_names(path: str) -> list[str]:
+    """Which libfuse a library asks the dynamic linker for; two in one process would share no session."""
+    try:
+        return sorted({name.decode() for name in re.findall(rb"libfuse3\.so\.\d+", Path(path).read_bytes())})
+    except OSError:
+        return []
 
 
 def preload_state() -> bool | str:

@@ -1,13 +1,14 @@
 /*
  * The request shim: between libfuse and pyfuse3, so that no request and no reply leaves a copy behind.
  *
- * Loaded with RTLD_GLOBAL before pyfuse3, it takes the place of three functions of libfuse, calls the real one and then
+ * Loaded with RTLD_GLOBAL before pyfuse3, it takes the place of some functions of libfuse, calls the real one and then
  * - locks the receive buffer (out of swap, core dumps and forks) when libfuse has allocated it,
  * - wipes a request when pyfuse3 has taken what it needs (its handlers copy before they return),
  * - wipes what a reply was made from (pyfuse3's buffer of directory entries), except the window, which wipes itself,
  * - lets the descriptor be non-blocking, so that a request taken back by its client does not block the loop,
  * - answers from the tables that Python has filled (fast.c): reads and writes of open files, and more,
- * - tells whether a read fills the page cache, so that it can be emptied again.
+ * - tells whether a read fills the page cache, so that it can be emptied again,
+ * - tells which handle the kernel has not heard of, so that it can be closed again.
  *
  * One thread calls all of it: pyfuse3's, with the GIL held.
  */
@@ -37,6 +38,7 @@ API int secretfs_shim_error(void);
 API unsigned long secretfs_shim_requests(void);
 API extern int secretfs_shim_page_cache_read;
 API extern int secretfs_shim_spun;
+API extern uint64_t secretfs_shim_lost_handle;
 
 static struct {
 	struct secretfs_window window; /* replies from here are wiped by their owner */
@@ -51,6 +53,8 @@ static struct {
 	__typeof__(&fuse_session_receive_buf) receive_buf;
 	__typeof__(&fuse_session_process_buf) process_buf;
 	__typeof__(&fuse_reply_buf) reply_buf;
+	__typeof__(&fuse_reply_open) reply_open;
+	__typeof__(&fuse_reply_create) reply_create;
 } real;
 
 /* Whether the request in hand is a read that fills the page cache. */
@@ -59,13 +63,18 @@ int secretfs_shim_page_cache_read;
 /* Whether polling has just been tried here, in vain. */
 int secretfs_shim_spun;
 
+/* The handle of what was opened in vain, as the reply has failed: nobody will close it. 0: none. Python takes it back. */
+uint64_t secretfs_shim_lost_handle;
+
 /* Find libfuse's functions and announce the window; 0, or ENOSYS where one is missing. */
 int secretfs_shim_prepare(char *window, size_t window_size, long spin)
 {
 	*(void **)&real.receive_buf = dlsym(RTLD_NEXT, "fuse_session_receive_buf");
 	*(void **)&real.process_buf = dlsym(RTLD_NEXT, "fuse_session_process_buf");
 	*(void **)&real.reply_buf = dlsym(RTLD_NEXT, "fuse_reply_buf");
-	if (!real.receive_buf || !real.process_buf || !real.reply_buf)
+	*(void **)&real.reply_open = dlsym(RTLD_NEXT, "fuse_reply_open");
+	*(void **)&real.reply_create = dlsym(RTLD_NEXT, "fuse_reply_create");
+	if (!real.receive_buf || !real.process_buf || !real.reply_buf || !real.reply_open || !real.reply_create)
 		return ENOSYS;
 	shim.window.start = window;
 	shim.window.size = window_size;
@@ -97,23 +106,32 @@ static void lock_buffer(void *buffer)
 		shim.error = errno;
 }
 
-/* Replace a request that was left in a pipe (splice) by its bytes in memory, where it can be wiped. */
-static int take_from_pipe(struct fuse_buf *buf, int received)
+/*
+ * Read a request. Only the first one through libfuse, which allocates the buffer: where it may make a pipe large enough
+ * (CAP_SYS_RESOURCE), it splices requests through one, and the kernel does not clear the pages of a pipe.
+ */
+static int read_request(struct fuse_session *se, struct fuse_buf *buf)
 {
-	struct fuse_bufvec target = FUSE_BUFVEC_INIT((size_t)received);
-	struct fuse_bufvec source = {.count = 1, .buf[0] = *buf};
-	ssize_t copied;
+	ssize_t received;
+	int error;
 
 	if (!buf->mem)
-		return -EIO;
-	source.buf[0].size = (size_t)received;
-	target.buf[0].mem = buf->mem;
-	copied = fuse_buf_copy(&target, &source, 0);
-	if (copied != received)
+		return real.receive_buf(se, buf);
+	do {
+		received = read(fuse_session_fd(se), buf->mem, malloc_usable_size(buf->mem));
+		error = errno;
+	} while (received < 0 && error == ENOENT); /* a client took its request back meanwhile */
+	if (received < 0 && error == ENODEV) /* unmounted */
+		fuse_session_exit(se);
+	if (fuse_session_exited(se))
+		return 0;
+	if (received < 0)
+		return -error;
+	if ((size_t)received < sizeof(struct fuse_in_header))
 		return -EIO;
 	buf->size = (size_t)received;
 	buf->flags = 0;
-	return received;
+	return (int)received;
 }
 
 /*
@@ -131,15 +149,13 @@ static int reads_for_page_cache(const struct fuse_buf *buf)
 
 static int receive(struct fuse_session *se, struct fuse_buf *buf)
 {
-	int received = real.receive_buf(se, buf);
+	const int received = read_request(se, buf);
 
 	/* Nothing there after all: the client was killed before its request was read. pyfuse3 tries again after EINTR. */
 	if (received == -EAGAIN)
 		return -EINTR;
 	if (buf->mem && buf->mem != shim.locked)
 		lock_buffer(buf->mem);
-	if (received > 0 && buf->flags & FUSE_BUF_IS_FD)
-		received = take_from_pipe(buf, received);
 	if (received > 0)
 		shim.requests++;
 	return received;
@@ -213,4 +229,21 @@ API int fuse_reply_buf(fuse_req_t req, const char *buf, size_t size)
 	if (!from_window && size > 1)
 		explicit_bzero((void *)(uintptr_t)buf, size);
 	return result;
+}
+
+static int noting_loss(int result, const struct fuse_file_info *fi)
+{
+	if (result)
+		secretfs_shim_lost_handle = fi->fh;
+	return result;
+}
+
+API int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	return noting_loss(real.reply_open(req, fi), fi);
+}
+
+API int fuse_reply_create(fuse_req_t req, const struct fuse_entry_param *e, const struct fuse_file_info *fi)
+{
+	return noting_loss(real.reply_create(req, e, fi), fi);
 }
