@@ -88,16 +88,17 @@ def _dynamic(section: int) -> Iterator[tuple[int, int]]:
 
 def _store(words: Mapping[int, int]) -> None:
     """Write words of the table, by address."""
-    read_only = {slot & -libc.PAGE_SIZE for slot in words if not _is_writable(slot)}
+    opened = []
     try:
-        for page in read_only:
+        for page in {slot & -libc.PAGE_SIZE for slot in words if not _is_writable(slot)}:
             libc.mprotect(page, libc.PAGE_SIZE, libc.PROT_READ | libc.PROT_WRITE)
+            opened.append(page)
         for slot, value in words.items():
             ctypes.c_size_t.from_address(slot).value = value
     except OSError as error:
         raise ShimUnavailable("the call table of pyfuse3 is sealed") from error
     finally:
-        for page in read_only:
+        for page in opened:
             libc.mprotect(page, libc.PAGE_SIZE, libc.PROT_READ)
 
 
