@@ -90,7 +90,7 @@ def test_a_pyfuse3_that_waits_in_another_way(monkeypatch: pytest.MonkeyPatch) ->
     from secretfs import loop
 
     monkeypatch.delattr(pyfuse3, "_wait_fuse_readable")
-    assert loop.install(0, 0, None) is False
+    assert loop.install(0, 0, None, lambda: None) is False
     assert not hasattr(pyfuse3, "_wait_fuse_readable")
 
 

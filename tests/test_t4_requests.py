@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -23,15 +24,18 @@ from hypothesis import strategies as st
 from secretfs import native
 
 SHIM = os.environ.get("SECRETFS_TEST_SHIM", native.SHIM)
-FILES = 1024
+FILES, PIECES, DEFERRED = 1024, 16, 256
 INO = 5 + 3 * FILES
-CAPACITY = 8192
+DIRECTORY = 77
 WINDOW = 4096
 SPARE = 64
 """Bytes around the file and the window that must stay as they are."""
+UNIQUE, HANDLE = 99, 7
 HEADER = struct.Struct("=IIQQIIIHH")
 BODY = struct.Struct("=QQIIQII")  # fuse_read_in and fuse_write_in have the same members
-LOOKUP, READ, WRITE, INIT = 1, 15, 16, 26
+LOOKUP, FORGET, GETATTR, READ, WRITE, RELEASE, INIT = 1, 2, 3, 15, 16, 18, 26
+SMALLEST = {FORGET: 8, GETATTR: 0, READ: 40, WRITE: 40, RELEASE: 24}
+"""How long what follows the header has to be."""
 WRITE_CACHE, LOCKOWNER = 1, 2
 NEVER, ALWAYS = 0, 1 << 40
 
@@ -51,24 +55,30 @@ class Buffer(ctypes.Structure):
     )
 
 
+class Piece(ctypes.Structure):
+    """struct secretfs_piece of fast.h."""
+
+    _fields_ = (("start", ctypes.c_uint64), ("end", ctypes.c_uint64), ("memory", ctypes.c_void_p))
+
+
 class Entry(ctypes.Structure):
     """struct secretfs_file of fast.h."""
 
     _fields_ = (
         ("ino", ctypes.c_uint64),
-        ("memory", ctypes.c_void_p),
-        ("capacity", ctypes.c_uint64),
         ("size", ctypes.c_uint64),
         ("written", ctypes.c_int64),
         ("read_until", ctypes.c_int64),
         ("writable", ctypes.c_uint64),
+        ("count", ctypes.c_uint64),
+        ("pieces", Piece * PIECES),
     )
 
 
 def request(opcode: int, nodeid: int, *, offset: int = 0, size: int = 0, flags: int = 0, data: bytes = b"") -> bytes:
     """A request as the kernel lays it out."""
-    body = BODY.pack(7, offset, size, flags, 0, 0, 0) + data
-    return HEADER.pack(HEADER.size + len(body), opcode, 99, nodeid, 0, 0, 0, 0, 0) + body
+    body = BODY.pack(HANDLE, offset, size, flags, 0, 0, 0) + data
+    return HEADER.pack(HEADER.size + len(body), opcode, UNIQUE, nodeid, 0, 0, 0, 0, 0) + body
 
 
 class Memory:
@@ -93,6 +103,31 @@ class Memory:
         libc.free(ctypes.c_void_p(self.base))
 
 
+class File:
+    """A file that is in the table, in pieces."""
+
+    def __init__(self, shim: Shim, *lengths: int, ino: int = INO, **fields: int) -> None:
+        self.memory = [Memory(length, SPARE) for length in lengths]
+        self.capacity = sum(lengths)
+        known = {"size": 100, "read_until": ALWAYS, "writable": 1, **fields}
+        self.entry = shim.files[ino % FILES]
+        ends = list(itertools.accumulate(lengths))
+        for piece, end, memory in zip(self.entry.pieces, ends, self.memory, strict=False):
+            piece.start, piece.end, piece.memory = end - memory.size, end, memory.address
+        for name, value in {**known, "ino": ino, "count": len(lengths)}.items():
+            setattr(self.entry, name, value)
+
+    def data(self) -> bytes:
+        """What it holds."""
+        return b"".join(memory[:] for memory in self.memory)
+
+    def free(self) -> None:
+        """Take it away. What lies around its pieces must be as it was."""
+        assert all(memory.edges_are_untouched() for memory in self.memory)
+        for memory in self.memory:
+            memory.free()
+
+
 @dataclass
 class Shim:
     """The loaded shim, a libfuse session, and the other end of its socket."""
@@ -111,13 +146,32 @@ class Shim:
     @property
     def written(self) -> list[int]:
         """The numbers of the entries that were written to."""
-        count = ctypes.c_uint32.in_dll(self.library, "secretfs_written_count").value
+        count = self.number("written_count").value
         return list((ctypes.c_uint32 * FILES).in_dll(self.library, "secretfs_written"))[:count]
 
+    @property
+    def deferred(self) -> list[tuple[int, int, int]]:
+        """What was left to Python: handle, inode, count."""
+        count = self.number("deferred_count").value
+        table = (ctypes.c_char * (24 * DEFERRED)).in_dll(self.library, "secretfs_deferred")
+        return list(struct.iter_unpack("=QQQ", table.raw))[:count]
+
+    def number(self, name: str) -> ctypes.c_uint32:
+        """One of the counters."""
+        return ctypes.c_uint32.in_dll(self.library, f"secretfs_{name}")
+
     def clear(self) -> None:
-        """Empty the table."""
+        """Empty all tables."""
         ctypes.memset(ctypes.addressof(self.files), 0, ctypes.sizeof(self.files))
-        ctypes.c_uint32.in_dll(self.library, "secretfs_written_count").value = 0
+        for name in ("written_count", "deferred_count", "news"):
+            self.number(name).value = 0
+        self.attributes(0)
+
+    def attributes(self, ino: int) -> bytes:
+        """Publish the attributes of a directory; what the shim is to answer."""
+        table = (ctypes.c_char * 112).in_dll(self.library, "secretfs_attributes")
+        table[:] = struct.pack("=Q", ino) + bytes(range(104))
+        return bytes(range(104))
 
     def receive(self, sent: bytes) -> tuple[int, bytes, bytes | None]:
         """Let the shim receive it into memory of just that size: its result, that memory afterwards, and its reply."""
@@ -172,110 +226,152 @@ def shim() -> Iterator[Shim]:
 
 
 @pytest.fixture
-def file(shim: Shim) -> Iterator[Memory]:
-    """The memory of a file that is in the table."""
-    memory = Memory(CAPACITY, SPARE)
+def file(shim: Shim) -> Iterator[File]:
+    """A file in two pieces, the only one in the table."""
     shim.clear()
-    shim.files[INO % FILES] = Entry(INO, memory.address, CAPACITY, 100, 0, ALWAYS, 1)
-    yield memory
+    file = File(shim, 8000, 192)
+    yield file
     shim.clear()
-    memory.free()
+    file.free()
 
 
-edges = [0, 1, 99, 100, 101, WINDOW, CAPACITY - 1, CAPACITY, CAPACITY + 1]
+edges = [0, 1, 99, 100, 101, 511, 512, 513, WINDOW - 1, WINDOW, WINDOW + 1, 5000]
 numbers = st.one_of(
     st.sampled_from([*edges, *((1 << bits) + step for bits in (31, 32, 63) for step in (-1, 0)), (1 << 64) - 1]),
-    st.integers(0, CAPACITY + 10),
+    st.integers(0, 7000),
     st.integers(0, (1 << 64) - 1),
 )
 
 
+def told(**fields: int) -> Any:
+    """An example: a request that is in order but for these fields."""
+    usual = {"opcode": WRITE, "nodeid": INO, "offset": 0, "size": 10, "flags": 0, "data": 10, "cut": None}
+    return example(**{**usual, "lengths": [512, 512], "known": 100, "read_until": ALWAYS, "writable": 1, **fields})
+
+
 @given(
-    opcode=st.sampled_from([READ, READ, WRITE, WRITE, LOOKUP, INIT, 0, 999, (1 << 32) - 1]),
-    nodeid=st.sampled_from([INO, INO, INO, INO % FILES, INO + FILES, 0, FILES, (1 << 64) - 1]),
+    opcode=st.sampled_from([READ, READ, WRITE, WRITE, *SMALLEST, LOOKUP, INIT, 0, 999, (1 << 32) - 1]),
+    nodeid=st.sampled_from([INO, INO, INO, INO % FILES, INO + FILES, 0, FILES, DIRECTORY, (1 << 64) - 1]),
     offset=numbers,
     size=numbers.map(lambda number: number & 0xFFFFFFFF),
     flags=st.sampled_from([0, LOCKOWNER, LOCKOWNER, WRITE_CACHE, 0xFFFFFFFF]),
-    data=st.integers(0, 300),
-    cut=st.one_of(st.none(), st.integers(1, 120)),
-    known=st.sampled_from([0, 100, CAPACITY, CAPACITY + 50, (1 << 63) - 1]),
+    data=st.integers(0, 600),
+    cut=st.one_of(st.none(), st.none(), st.integers(1, 120)),
+    lengths=st.lists(st.sampled_from([1, 64, 511, 4096]), min_size=1, max_size=PIECES),
+    known=st.sampled_from([0, 100, 5000, 1 << 20, (1 << 63) - 1]),
     read_until=st.sampled_from([NEVER, ALWAYS, ALWAYS]),
-    writable=st.booleans(),
+    writable=st.sampled_from([0, 1, 1]),
 )
-@example(opcode=WRITE, nodeid=INO, offset=(1 << 64) - 1, size=1, flags=0, data=1, cut=None, known=0,
-         read_until=NEVER, writable=True)  # fmt: skip
-@example(opcode=WRITE, nodeid=INO, offset=0, size=(1 << 32) - 1, flags=0, data=300, cut=None, known=0,
-         read_until=NEVER, writable=True)  # fmt: skip
-@example(opcode=READ, nodeid=INO, offset=(1 << 63) - 2, size=(1 << 32) - 1, flags=LOCKOWNER, data=0, cut=None,
-         known=(1 << 63) - 1, read_until=ALWAYS, writable=True)  # fmt: skip
+@told(offset=(1 << 64) - 1, size=1)
+@told(offset=(1 << 64) - 10, size=10)
+@told(offset=1 << 40, size=0)
+@told(size=(1 << 32) - 1, data=600)
+@told(offset=500, size=20, data=19)
+@told(offset=1020, size=20, data=20)
+@told(offset=500, size=24, data=24)
+@told(opcode=READ, flags=LOCKOWNER, offset=(1 << 63) - 2, size=(1 << 32) - 1, known=(1 << 63) - 1)
+@told(opcode=READ, flags=LOCKOWNER, offset=(1 << 64) - 1, size=(1 << 32) - 1)
+@told(opcode=READ, flags=LOCKOWNER, offset=500, size=500, known=1024)
 def test_any_request(
-    shim: Shim, opcode, nodeid, offset, size, flags, data, cut, known, read_until, writable
+    shim: Shim, opcode, nodeid, offset, size, flags, data, cut, lengths, known, read_until, writable
 ) -> None:  # fmt: skip
-    """Whatever comes, just the reads and writes that an entry covers are answered, rightly, and nothing else changes."""
-    file = Memory(CAPACITY, SPARE)
+    """Whatever comes, just what the tables cover is answered, rightly, and nothing else changes."""
     shim.clear()
-    shim.files[INO % FILES] = Entry(INO, file.address, CAPACITY, known, 0, read_until, writable)
+    attributes = shim.attributes(DIRECTORY)
+    file = File(shim, *lengths, size=known, read_until=read_until, writable=writable)
     payload = os.urandom(data)
     sent = request(opcode, nodeid, offset=offset, size=size, flags=flags, data=payload)[:cut]
-    before, length = file[:], len(sent)
+    before, length = file.data(), len(sent)
     result, left, reply = shim.receive(sent)
-    entry = shim.files[INO % FILES]
 
-    whole = length >= HEADER.size + BODY.size and nodeid == INO
+    body = length - HEADER.size
+    whole = opcode in SMALLEST and body >= SMALLEST[opcode]
     taken = max(0, min(size, known - offset))
-    reads = whole and opcode == READ and flags & LOCKOWNER and read_until == ALWAYS
-    reads = reads and taken <= WINDOW and (not taken or offset + taken <= CAPACITY)
-    writes = whole and opcode == WRITE and writable and not flags & WRITE_CACHE
-    writes = writes and length >= HEADER.size + BODY.size + size and offset + size <= CAPACITY
+    reads = whole and opcode == READ and nodeid == INO and flags & LOCKOWNER and read_until == ALWAYS
+    reads = reads and taken <= WINDOW and (not taken or offset + taken <= file.capacity)
+    writes = whole and opcode == WRITE and nodeid == INO and writable and not flags & WRITE_CACHE
+    writes = writes and size and body >= BODY.size + size and offset + size <= file.capacity
+    answers: bytes | None = None
     if reads:
-        assert (result, reply) == (-errno.EINTR, struct.pack("=IiQ", 16 + taken, 0, 99) + before[offset:][:taken])
+        answers = before[offset:][:taken]
     elif writes:
-        assert (result, reply) == (-errno.EINTR, struct.pack("=IiQII", 24, 0, 99, size, 0))
-        assert file[offset : offset + size] == payload[:size]
-        assert (entry.size, entry.read_until) == (max(known, offset + size), 0)
-        assert (shim.written, entry.written > 0) == ([INO % FILES], True)
+        answers = struct.pack("=II", size, 0)
         before = before[:offset] + payload[:size] + before[offset + size :]
-    elif length < HEADER.size:
-        assert (result, reply) == (-errno.EIO, None)
+        assert (file.entry.size, file.entry.read_until) == (max(known, offset + size), 0)
+        assert (shim.written, file.entry.written > 0) == ([INO % FILES], True)
+    elif whole and opcode == GETATTR and nodeid == DIRECTORY:
+        answers = attributes
+    elif whole and opcode == RELEASE:
+        answers = b""
+    expected_later = {RELEASE: [(HANDLE, nodeid, 0)], FORGET: [(0, nodeid, HANDLE)]}.get(opcode, []) if whole else []
+
+    if answers is not None or (whole and opcode == FORGET):
+        assert (result, left) == (-errno.EINTR, bytes(length)), "the request was not wiped"
     else:
-        assert (result, left, reply) == (length, sent, None), "it was not left to Python as it came"
-    if reads or writes:
-        assert left == bytes(length), "the request was not wiped"
+        assert (result, left) == ((length, sent) if body >= 0 else (-errno.EIO, sent)), "it is Python's, as it came"
+    assert reply == (None if answers is None else struct.pack("=IiQ", 16 + len(answers), 0, UNIQUE) + answers)
+    assert shim.deferred == expected_later
+    assert shim.number("news").value == len(shim.written) + len(shim.deferred)
     if not writes:
-        assert (shim.written, entry.size, entry.written) == ([], known, 0)
-    assert file[:] == before
-    assert file.edges_are_untouched()
+        assert (shim.written, file.entry.size, file.entry.written) == ([], known, 0)
+    assert file.data() == before
     assert shim.window[:] == bytes(WINDOW), "the window was not wiped"
     assert shim.window.edges_are_untouched()
     file.free()
 
 
-def test_table_collisions(shim: Shim, file: Memory) -> None:
-    """Files that share a place in the table are told apart, an entry taken back counts for nobody, not even for 0."""
+def test_holes(shim: Shim, file: File) -> None:
+    """What lies between two pieces that do not follow each other, or before the first, is not answered for."""
+    file.entry.size = 20_000
+    second = file.entry.pieces[1]
+    second.start, second.end = 9000, 9192
+    for offset, size in ((7990, 20), (7990, 1100), (8500, 10), (8500, 600)):
+        assert shim.receive(request(WRITE, INO, offset=offset, size=size, data=bytes(size)))[0] > 0
+        assert shim.receive(request(READ, INO, offset=offset, size=size, flags=LOCKOWNER))[0] > 0
+    assert shim.receive(request(WRITE, INO, offset=9000, size=192, data=bytes(192)))[0] == -errno.EINTR
+    file.entry.count = 0
+    assert shim.receive(request(WRITE, INO, size=1, data=b"x"))[0] > 0
+
+
+def test_table_collisions(shim: Shim, file: File) -> None:
+    """Files that share a place in the table are told apart; an entry taken back counts for nobody, not even for 0."""
     for stranger in (INO % FILES, INO + FILES, INO + FILES * (1 << 40)):
         result, _, reply = shim.receive(request(WRITE, stranger, size=4, data=b"evil"))
         assert (result > 0, reply) == (True, None)
-    shim.files[0] = Entry(0, file.address, CAPACITY, 100, 0, ALWAYS, 1)
+    emptied = File(shim, 64, ino=2 * FILES)
+    emptied.entry.ino = 0
     for opcode, flags in ((READ, LOCKOWNER), (WRITE, 0)):
         result, _, reply = shim.receive(request(opcode, 0, size=4, flags=flags, data=b"evil"))
         assert (result > 0, reply) == (True, None)
-    assert file[:] == b"\xa5" * CAPACITY
+    assert file.data() + emptied.data() == b"\xa5" * (8192 + 64)
+    emptied.free()
 
 
 def test_written_files_are_listed_once_each(shim: Shim) -> None:
     """With every entry of the table in use and written to again and again, the list of written files stays in bounds."""
-    memory = Memory(64)
     shim.clear()
-    for number in range(FILES):
-        shim.files[number] = Entry(FILES + number, memory.address, 64, 0, 0, NEVER, 1)
+    files = [File(shim, 64, ino=FILES + number) for number in range(FILES)]
     for ino in [*range(FILES, 2 * FILES), *range(FILES, FILES + 50)]:
         assert shim.receive(request(WRITE, ino, size=8, data=b"12345678"))[0] == -errno.EINTR
     assert sorted(shim.written) == list(range(FILES))
     shim.clear()
-    memory.free()
+    for file in files:
+        file.free()
 
 
-def test_python_gets_its_turn(shim: Shim, file: Memory) -> None:
+@pytest.mark.parametrize("opcode", [RELEASE, FORGET])
+def test_what_is_left_to_python_has_an_end(shim: Shim, opcode: int) -> None:
+    """When so much was left to Python that there is no more room, Python has to do it at once."""
+    shim.clear()
+    for _ in range(DEFERRED):
+        assert shim.receive(request(opcode, INO))[0] == -errno.EINTR
+    sent = request(opcode, INO)
+    assert shim.receive(sent) == (len(sent), sent, None)
+    assert len(shim.deferred) == shim.number("news").value == DEFERRED
+    shim.clear()
+
+
+def test_python_gets_its_turn(shim: Shim, file: File) -> None:
     """After 64 requests in a row that need no Python it is Python's turn."""
     for _ in range(100):
         shim.kernel.send(request(WRITE, INO, size=2, data=b"ab"))
@@ -296,9 +392,9 @@ def answer(shim: Shim) -> bytes | None:
         return None
 
 
-def test_a_lost_reply_leaves_nothing(shim: Shim, file: Memory) -> None:
+def test_a_lost_reply_leaves_nothing(shim: Shim, file: File) -> None:
     """A reply that cannot be written is given up: window and request are wiped, and the next one is answered."""
-    shim.files[INO % FILES].size = CAPACITY
+    file.entry.size = file.capacity
     with pytest.raises(BlockingIOError):
         while True:
             shim.ours.send(bytes(WINDOW))

@@ -69,8 +69,9 @@ def test_the_sanitizers_see_the_shim(shim: Path, tmp_path: Path) -> None:
     script = (
         "import test_t4_requests as t\n"
         "with t.opened_shim() as shim:\n"
-        "    memory = t.Memory(64)\n"
-        "    shim.files[t.INO % t.FILES] = t.Entry(t.INO, memory.address, 4096, 4096, 0, t.ALWAYS, 1)\n"
+        "    t.SPARE = 0\n"
+        "    file = t.File(shim, 64)\n"
+        "    file.entry.pieces[0].end = 4096\n"
         "    shim.receive(t.request(t.READ, t.INO, size=100, flags=t.LOCKOWNER))\n"
     )
     environment = {**sanitizing(tmp_path / "report"), "SECRETFS_TEST_SHIM": str(shim), "PYTHONPATH": str(HERE)}

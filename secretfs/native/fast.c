@@ -126,7 +126,7 @@ static int answer_write(int fd, const struct fuse_in_header *head, const struct 
 	struct fuse_write_out out = {.size = in->size};
 	uint64_t end;
 
-	if (!file->writable || in->write_flags & FUSE_WRITE_CACHE)
+	if (!file->writable || in->write_flags & FUSE_WRITE_CACHE || !in->size)
 		return 0;
 	if (received < sizeof *head + sizeof *in + in->size || __builtin_add_overflow(in->offset, in->size, &end) ||
 	    !covered(file, in->offset, end))
