@@ -21,6 +21,8 @@ NO_APT ?=
 export SECRETFS_NATIVE ?= require
 # More options for pytest, for example: make test T="-k cgroup -x"
 T ?=
+# What the tests' results are called, in $(STATE).
+REPORT ?= report.xml
 
 # root's home is closed to other users too: root's environment lies where everybody can execute it.
 ifeq ($(shell id -u),0)
@@ -48,15 +50,19 @@ demo: apt-demo $(STATE)/installed  ## mount, serve TLS with nginx from a key in 
 .PHONY: test
 test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (options for pytest: T="-k area")
 	@echo "== testing"
-	@rm -f $(STATE)/report.xml
+	@rm -f $(STATE)/$(REPORT)
 	@top=$$(scripts/copy-sources --if-closed $(STATE)/sources); \
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
 	$(RUN) -B -m pytest "$$top/tests" -c "$$top/pyproject.toml" --rootdir="$$top" \
-	    -o cache_dir=$(STATE)/pytest-cache --junit-xml=$(STATE)/report.xml $(T)
+	    -o cache_dir=$(STATE)/pytest-cache --junit-xml=$(STATE)/$(REPORT) $(T)
 
 # Here comes what takes Go, Rust, a browser or a virtual machine: test-go, test-machines, ... each with its apt set.
+.PHONY: test-long
+test-long:  ## the tests that take minutes: all real mounts with sanitizers in the shim, and without a shim
+	@$(MAKE) --no-print-directory test REPORT=report-long.xml T="-m long $(T)"
+
 .PHONY: test-all
-test-all: test lint  ## everything: the tests, and lint
+test-all: test test-long lint  ## everything: the tests, and lint
 
 .PHONY: lint
 lint: apt-lint $(STATE)/requirements  ## ruff, mypy --strict, shellcheck

@@ -56,14 +56,22 @@ def sanitizing(reports: Path) -> dict[str, str]:
     }
 
 
-def package_with(folder: Path, shim: Path | None) -> dict[str, str]:
-    """The environment in which `secretfs` has that shim, or none, as if there had been no compiler."""
+def package_with(folder: Path, shim: Path | None = None, **changes: tuple[str, str]) -> dict[str, str]:
+    """The environment in which `secretfs` has that shim, or none, as if there had been no compiler.
+
+    `changes` are lines of its modules to be replaced: native__got=("old", "new").
+    """
     copy = folder / "secretfs"
     shutil.copytree(os.path.dirname(secretfs.__file__), copy)
     installed = copy / "native" / LIBRARY
     installed.unlink(missing_ok=True)
     if shim is not None:
         shutil.copy(shim, installed)
+    for name, (old, new) in changes.items():
+        module = copy / (name.replace("__", "/") + ".py" if name != "native" else "native/__init__.py")
+        text = module.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{old!r} is not in {module.name} just once"
+        module.write_text(text.replace(old, new), encoding="utf-8")
     for path in (folder, *folder.rglob("*")):
         path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
     return {"PYTHONPATH": str(folder)}

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import types
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -126,13 +125,13 @@ def library(path: Path, tmp_path: Path) -> ctypes.CDLL:
 
 
 @pytest.fixture
-def made_up() -> Iterator[int]:
+def made_up() -> int:
     """The address of a function that returns 4242."""
     callback = ctypes.PYFUNCTYPE(ctypes.c_int)(lambda: MADE_UP)
     _kept.append(callback)
     address = ctypes.cast(callback, ctypes.c_void_p).value
     assert address
-    yield address
+    return address
 
 
 _kept: list[object] = []

@@ -51,9 +51,7 @@ def faults(library: Path, tmp_path: Path) -> Iterator[Faults]:
 
 
 @pytest.fixture(params=["shim", "fallback"])
-def environment(
-    request: pytest.FixtureRequest, library: Path, faults: Faults, tmp_path: Path
-) -> dict[str, str]:
+def environment(request: pytest.FixtureRequest, library: Path, faults: Faults, tmp_path: Path) -> dict[str, str]:
     """With the shim, and with what stands in for it."""
     preload = {"LD_PRELOAD": str(library), "SECRETFS_TEST_FAULTS": str(tmp_path / "faults")}
     return preload if request.param == "shim" else {**preload, **package_with(tmp_path / "package", None)}
@@ -125,7 +123,7 @@ def in_use(folder: Path) -> tuple[int, int]:
 @needs_root
 @pytest.mark.slow
 def test_each_reply_fails_once(faults: Faults, environment: dict[str, str], tmp_path: Path) -> None:
-    """Whichever reply is lost: no plaintext stays in the daemon, no handle stays open, and the mount works as before."""
+    """Whichever reply is lost: no plaintext stays in the daemon, no handle stays open, and the mount goes on."""
     codes = itertools.cycle(CODES)
     outside = [] if have_secretmem() else ["ordinary"]  # the emulator's areas are "locked", like the window
     with Mounted(tmp_path / "mnt", env=environment) as mounted:

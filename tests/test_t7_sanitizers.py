@@ -1,7 +1,7 @@
 """The shim under AddressSanitizer and UndefinedBehaviorSanitizer: any report fails the test.
 
-The quick ones serve a real mount and send it what test_t4_requests.py sends. `make test-native` runs every test of real
-mounts once more.
+The quick ones serve a real mount and send it what test_t4_requests.py sends. `make test-long` runs every test of real
+mounts once more, with sanitizers and without a shim.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def test_a_mount(installed: dict[str, str], sanitizers: dict[str, str], tmp_path
 
 
 def rewrite(path: Path, size: int) -> None:
-    """Write a file in one piece and in small ones, read it back in both ways, map it, cut it, grow it, and remove it."""
+    """Write a file in one piece and in small ones, read it in both ways, map it, cut it, grow it and remove it."""
     data = os.urandom(size)
     with open(path, "w+b", buffering=0) as file:
         assert file.write(data) == size
@@ -146,3 +146,11 @@ def test_every_mount(installed: dict[str, str], sanitizers: dict[str, str], tmp_
     """Every test of real mounts passes with the sanitized shim, and nothing is reported."""
     tests = sorted(HERE.glob("test_t5_*.py"))
     run_pytest(tmp_path, {**installed, **sanitizers}, "-k", f"not ({READS_THE_WHOLE_DAEMON})", *tests)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_mount_without_a_shim(tmp_path: Path) -> None:
+    """Every test of real mounts passes where Python does the shim's work; the warning apart that says so."""
+    environment = package_with(tmp_path / "package", None)
+    run_pytest(tmp_path, environment, "-k", "not quiet_without", *sorted(HERE.glob("test_t5_*.py")))
