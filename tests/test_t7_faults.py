@@ -67,10 +67,11 @@ def work(folder: Path, needle: bytes) -> None:
             return fd
 
         fd = opening("f", os.O_RDWR | os.O_CREAT)
-        os.pwrite(fd, needle * 2, 0)
-        os.pread(fd, 100, 0)
-        os.pwrite(fd, needle * 3, 50)  # from here on the shim answers by itself
-        os.pread(fd, 200, 10)
+        os.pwrite(fd, needle * 10, 0)
+        for _ in range(3):  # the last time or two the shim answers by itself
+            os.pwrite(fd, needle * 3, 50)
+        for _ in range(3):
+            os.pread(fd, 200, 10)
         os.pwrite(fd, needle * 1000, 0)  # too long for where it lies
         os.pread(fd, 70_000, 0)
         os.ftruncate(fd, 20)
