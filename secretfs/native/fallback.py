@@ -25,13 +25,16 @@ _int, _pointer, _size, _u32, _u64 = ctypes.c_int, ctypes.c_void_p, ctypes.c_size
 # Of linux/fuse.h: numbers of requests, and where things lie in one that has a header of 40 bytes.
 _READ, _SETXATTR, _GETXATTR, _LISTXATTR = 15, 21, 22, 23
 _LENGTH_AT, _OPCODE_AT, _HEADER = 0, 4, 40
-_READ_FLAGS_AT, _READ_SIZE = _HEADER + 20, _HEADER + 40
+_READ_SIZE_AT, _READ_FLAGS_AT, _READ_SIZE = _HEADER + 16, _HEADER + 20, _HEADER + 40
 _SETXATTR_FLAGS_AT, _LISTXATTR_SIZE = _HEADER + 4, _HEADER + 8
 _LOCKOWNER = 2
 _HANDLE_AT = 16
 """Of `fh` in struct fuse_file_info of libfuse's fuse_common.h."""
-_CARRIED = (256, 512)
-"""Bytes of a memcpy(3) that goes through all the vector registers that any takes: eight of 32 or of 64 bytes."""
+_CARRIED = (256, 512, 1024)
+"""Bytes of a memcpy(3) that between them go through all vector registers that copies of other sizes go through."""
+_LARGE = 1 << 19
+"""From here on it may use yet others, for copies that go past the caches."""
+_LARGEST = (1 << 20) + 4096
 
 
 class _Buffer(ctypes.Structure):
@@ -76,8 +79,10 @@ class Fallback:
         self._error = 0
         self._page_cache_read = False
         self._xattr_flags = 0
-        self._ones = ctypes.create_string_buffer(b"\xff" * max(_CARRIED))
-        self._carried = ctypes.create_string_buffer(max(_CARRIED))
+        self._size = 0  # of the request in hand, or of what it asks for
+        self._ones = (ctypes.c_char * _LARGEST)()
+        ctypes.memset(self._ones, 0xFF, max(_CARRIED))
+        self._carried = (ctypes.c_char * _LARGEST)()
         self.lost_handle = _u64()
         """What was opened for a reply that did not reach the kernel, or 0."""
         self._libc = ctypes.PyDLL(None, use_errno=True)
@@ -96,6 +101,8 @@ class Fallback:
 
     def forget_registers(self) -> None:
         """Let other bytes go through the vector registers that the C library copies with."""
+        if self._size >= _LARGE:
+            ctypes.memmove(self._carried, self._ones, self._size)
         for size in _CARRIED:
             ctypes.memmove(self._carried, self._ones, size)
 
@@ -166,9 +173,8 @@ class Fallback:
     def _process(self, session: int, pointer: Any) -> None:
         buffer = pointer.contents
         memory, size = buffer.memory, buffer.size  # both may change while the request is processed
-        self._page_cache_read = bool(memory) and _reads_for_page_cache(memory, size)
         if memory:
-            self._rewrite(memory, size)
+            self._look_at(memory, size)
         try:
             self._real.process_buf(session, pointer)
         finally:
@@ -176,10 +182,16 @@ class Fallback:
                 libc.wipe(memory, size)
             self.forget_registers()
 
-    def _rewrite(self, request: int, size: int) -> None:
-        """Put a request in another way, where pyfuse3 would leave copies behind (see rewrite.c)."""
+    def _look_at(self, request: int, size: int) -> None:
+        """Note what a request is about, and put it in another way where pyfuse3 would leave copies behind (rewrite.c)."""
         opcode = _u32.from_address(request + _OPCODE_AT)
-        if opcode.value == _SETXATTR and size >= _SETXATTR_FLAGS_AT + 4:
+        self._size = min(size, _LARGEST)
+        self._page_cache_read = False
+        if opcode.value == _READ and size >= _READ_SIZE:
+            self._size = min(_u32.from_address(request + _READ_SIZE_AT).value, _LARGEST)
+            # One that does not come from a program names no lock owner (see shim.c).
+            self._page_cache_read = not _u32.from_address(request + _READ_FLAGS_AT).value & _LOCKOWNER
+        elif opcode.value == _SETXATTR and size >= _SETXATTR_FLAGS_AT + 4:
             flags = _u32.from_address(request + _SETXATTR_FLAGS_AT)
             self._xattr_flags, flags.value = flags.value, 0
         elif opcode.value == _LISTXATTR and size == _LISTXATTR_SIZE:
@@ -233,10 +245,3 @@ class _Libfuse:
 
 _kept: list[Any] = []
 """Callbacks that are in a call table: they must never be freed."""
-
-
-def _reads_for_page_cache(request: int, size: int) -> bool:
-    """Whether it is a read that does not come from a program: it names no lock owner (see shim.c)."""
-    if size < _READ_SIZE or _u32.from_address(request + _OPCODE_AT).value != _READ:
-        return False
-    return not _u32.from_address(request + _READ_FLAGS_AT).value & _LOCKOWNER
