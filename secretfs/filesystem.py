@@ -216,7 +216,7 @@ class Filesystem:
     # Extended attributes
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set one attribute, with the flags of setxattr(2); an existing one keeps its old value if the new is too big."""
+        """Set one attribute, with the flags of setxattr(2); an existing one keeps its value if the new is too big."""
         node = self._tree.get(ino)
         xattrs.set_value(self._space, node, name, value, flags)
         node.ctime = time.time_ns()

@@ -82,10 +82,8 @@ def test_what_is_left_is_found(holder: Holder, searcher: Searcher, cut: int) -> 
 
 @pytest.mark.parametrize("bad", [0, CHUNK - PAGE, CHUNK, CHUNK + PAGE, SIZE - PAGE])
 def test_pages_that_cannot_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch, bad: int) -> None:
-    """All but such a page is searched, once, and it is in the answer how much could not be read.
-
-    (What cannot be read in the midst of a mapping is rare: it is played by a read of a file that fails.)
-    """
+    """All but such a page is searched, once, and it is in the answer how much could not be read."""
+    # What cannot be read in the midst of a mapping is rare: it is played by a read of a file that fails.
 
     def preadv(fd: int, buffers: list[memoryview], at: int) -> int:
         if at // PAGE * PAGE == bad:

@@ -34,7 +34,7 @@ class Watched(Mounted):
         self.secret_areas = self.status()["backend"] == "kernel"
 
     def settle(self) -> None:
-        """Return when all earlier requests are over: they are answered one after another, and this one is not cached."""
+        """Return when earlier requests are over: they are answered one after another, and this is not cached."""
         os.statvfs(self.path)
 
     def search(self) -> Traces:

@@ -183,7 +183,7 @@ class Fallback:
             self.forget_registers()
 
     def _look_at(self, request: int, size: int) -> None:
-        """Note what a request is about, and put it in another way where pyfuse3 would leave copies behind (rewrite.c)."""
+        """Note what a request is about; put it in another way where pyfuse3 would leave copies behind (rewrite.c)."""
         opcode = _u32.from_address(request + _OPCODE_AT)
         self._size = min(size, _LARGEST)
         self._page_cache_read = False
