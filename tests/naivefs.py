@@ -1,6 +1,6 @@
 """A file system in memory as one writes it with pyfuse3 and no thought of secrets: the control of test_t5_residue.py.
 
-    naivefs.py DIR     mounts there, says "ready", serves until it is unmounted
+naivefs.py DIR     mounts there, says "ready", serves until it is unmounted
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Secrets that can be found again, whole or in pieces, and the question where in a process's memory they are.
 
-A secret is one record of 16 bytes, repeated: HEAD, four bytes that tell which secret it is, TAIL. So whatever is left of
-it shows HEAD or TAIL from 15 bytes on, wherever it was cut. (In secrets of more than 64 KiB noise lies between records,
-so that there are not too many to count, and pieces are found from 63 bytes on.) Both are random and known to this process only: residue.py,
-which searches for them, is another process, and gets them masked. No byte is 0 or "/", so a secret may be a name.
+A secret is one record of 16 bytes, repeated: HEAD, four bytes that tell which secret it is, TAIL. So whatever is left
+of it shows HEAD or TAIL from 15 bytes on, wherever it was cut. (In secrets of more than 64 KiB noise lies between
+records, so that there are not too many to count, and pieces are found from 63 bytes on.) Both are random and known to
+this process only: residue.py, which searches for them, is another process, and gets them masked. No byte is 0 or "/",
+so a secret may be a name.
 """
 
 from __future__ import annotations

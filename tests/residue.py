@@ -133,8 +133,8 @@ class _Findings:
             surroundings = self._surroundings.setdefault((name, one.kind), Counter())
             for where in block.places(piece):
                 end = where + len(piece)
-                before, after = block.masked[max(0, where - self._before) : where], block.masked[end : end + self._after]
-                surroundings[before, after] += 1
+                before = block.masked[max(0, where - self._before) : where]
+                surroundings[before, block.masked[end : end + self._after]] += 1
                 if len(self.hits) < SHOWN:
                     hit = {"needle": name, "piece": number, "kind": one.kind, "mapping": one.name}
                     hit["offset"] = block.position - one.position - block.lead + where

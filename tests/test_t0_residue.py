@@ -108,7 +108,7 @@ def test_pages_that_cannot_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_all_memory_is_searched(holder: Holder, searcher: Searcher) -> None:
-    """What was searched and what could not be read are all memory of a process, and only the kernel's own is of those."""
+    """What was searched and what could not be read are all memory of a process; only the kernel's own is of those."""
     traces = searcher.search(holder.pid)
     everything = sum(one.size for one in residue.mappings(holder.pid))
     assert traces.searched + sum(traces.unreadable.values()) == everything
@@ -126,7 +126,7 @@ def test_the_searcher_holds_nothing(holder: Holder, searcher: Searcher) -> None:
 
 
 def test_marks_are_told_apart() -> None:
-    """A record has the length that is said, no two secrets are the same, and none has a byte that names may not have."""
+    """A record has the length that is said, no two secrets are the same, none has a byte that names may not have."""
     needles = Needles()
     secrets = [needles.secret(size) for size in (16, 17, 255, 4096)]
     assert [len(secret) for secret in secrets] == [16, 17, 255, 4096]

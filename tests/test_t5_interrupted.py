@@ -135,7 +135,7 @@ def errno_of(result: int) -> int:
 
 
 def test_out_of_room(mount: Watched, here: Path) -> None:
-    """A write that takes the last room is cut, the next one is refused, and of neither anything is left but what fits."""
+    """A write that takes the last room is cut, the next is refused, and of neither anything is left but what fits."""
     cut, refused, beyond = (mount.needles.secret(SIZE, about) for about in ("cut", "refused", "beyond any file"))
     with opened(here / "f", os.O_WRONLY | os.O_CREAT) as fd:
         taken = os.pwrite(fd, cut, 100_000)
@@ -269,7 +269,8 @@ def wait_for_request(pid: int) -> None:
 def test_killed_again_and_again(mount: Watched, here: Path) -> None:
     """Clients that are killed anywhere in what they do leave nothing but what is in their file."""
     script = "import os, sys\nfd = os.open(sys.argv[1], os.O_RDWR)\ndata = sys.stdin.buffer.read()\nprint(flush=True)\n"
-    script += "while True:\n os.pwrite(fd, data, 0)\n os.pread(fd, len(data), 0)\n os.setxattr(fd, 'user.a', data[:9000])"
+    script += "while True:\n os.pwrite(fd, data, 0)\n os.pread(fd, len(data), 0)\n"
+    script += " os.setxattr(fd, 'user.a', data[:9000])"
     (here / "f").write_bytes(b"")
     os.setxattr(here / "f", "user.a", b"")
     for turn in range(10):

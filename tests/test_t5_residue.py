@@ -119,7 +119,7 @@ def test_control_everything_else(naive: tuple[int, Path], searcher: Searcher) ->
 
 
 def test_every_size(mount: Watched, here: Path) -> None:
-    """Files of any size are nowhere but in their areas, whatever was done to them, and what was cut or replaced is gone."""
+    """Files of any size are only in their areas, whatever was done to them; what was cut or replaced is gone."""
     paths = {size: here / str(size) for size in SIZES}
     first, second, third = ({size: mount.needles.secret(size, f"{nth} of {size}") for size in SIZES} for nth in "123")
     for size, path in paths.items():

@@ -1,7 +1,7 @@
-"""Nothing left behind by any sequence of requests: a state machine on a real mount, and the search of its daemon's memory.
+"""Nothing left behind by any sequence of requests: a state machine on a real mount, and a search of its daemon.
 
-Everything in it is a secret: data, names, link targets, names and values of attributes. At any time they are nowhere but
-in areas; when all files are gone, nothing of them is anywhere.
+Everything in it is a secret: data, names, link targets, names and values of attributes. At any time they are nowhere
+but in areas; when all files are gone, nothing of them is anywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import mmap
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings

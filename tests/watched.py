@@ -15,7 +15,7 @@ from pathlib import Path
 
 import residue
 from mounts import Mounted
-from needles import Needles, Searcher, Traces
+from needles import Searcher, Traces
 from tracing import Stopped
 
 from secretfs import fast, native
