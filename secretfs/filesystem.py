@@ -143,12 +143,13 @@ class Filesystem:
         self._tree.link(node, directory, name, time.time_ns())
         return self.refer(node)
 
-    def unlink(self, parent: int, name: bytes) -> None:
-        """Remove a name; with the last one and without a handle the data is wiped."""
+    def unlink(self, parent: int, name: bytes) -> int:
+        """Remove a name; with the last one and without a handle the data is wiped. Returns an inode, as `release`."""
         directory, entry = self._existing(parent, name)
         if entry.value.is_dir():
             raise FileError(errno.EISDIR)
         self._tree.unlink(directory, entry, time.time_ns())
+        return entry.value.in_page_cache
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
@@ -157,8 +158,8 @@ class Filesystem:
             raise FileError(errno.ENOTDIR)
         self._tree.unlink(directory, entry, time.time_ns())
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-        """rename(2) with the flags of renameat2(2) NOREPLACE and EXCHANGE."""
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> int:
+        """rename(2) with the flags of renameat2(2) NOREPLACE and EXCHANGE. Returns an inode, as `release`."""
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise FileError(errno.EINVAL)
         old, entry = self._existing(parent, name)
@@ -175,8 +176,11 @@ class Filesystem:
         elif flags == RENAME_EXCHANGE:
             self._exchange(old, entry, new, target, now)
         elif target.value is not entry.value:
-            check_replaceable(entry.value, target.value)
+            victim = target.value
+            check_replaceable(entry.value, victim)
             self._tree.replace(old, entry, new, target, now)
+            return victim.in_page_cache
+        return 0
 
     # Attributes
 
@@ -286,10 +290,6 @@ class Filesystem:
         node.mtime = node.ctime = time.time_ns()
         return taken
 
-    def note_page_cached(self, handle: int) -> None:
-        """The kernel has read through `handle` into its page cache."""
-        self.opened(handle).page_cached = True
-
     def release(self, handle: int) -> int:
         """Close a file; one without a name is wiped now.
 
@@ -300,10 +300,11 @@ class Filesystem:
         node = file.node
         del self._handles[handle]
         node.opens -= 1
+        node.page_cached -= file.page_cached
         if node.content is not None and not node.opens:
             node.content.revoke()
         self._tree.settle(node)
-        return node.ino if file.page_cached and node.nlink else 0
+        return node.ino if file.page_cached else 0
 
     def opendir(self, ino: int) -> int:
         """Open a directory and return a handle."""

@@ -197,7 +197,7 @@ class Operations(pyfuse3.Operations):
 
     @_request(consumes=True, changes=True)
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        self._filesystem.unlink(parent, name)
+        self._throw_out(self._filesystem.unlink(parent, name))
         self._directory_changed(parent)
 
     @_request(consumes=True, changes=True)
@@ -209,7 +209,7 @@ class Operations(pyfuse3.Operations):
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: RequestContext
     ) -> None:
-        self._filesystem.rename(parent, name, new_parent, new_name, flags)
+        self._throw_out(self._filesystem.rename(parent, name, new_parent, new_name, flags))
         self._directory_changed(new_parent)
 
     # Attributes
@@ -290,7 +290,7 @@ class Operations(pyfuse3.Operations):
         window = self._window.lend(size)
         length = self._filesystem.read_into(fh, off, window)
         if not self._cached and (self._shim is None or self._shim.fills_page_cache()):
-            self._filesystem.note_page_cached(fh)
+            self._filesystem.opened(fh).note_page_cached()
         self._publish(fh)
         return window[:length]
 
@@ -353,7 +353,10 @@ class Operations(pyfuse3.Operations):
             self._filesystem.releasedir(handle)
 
     def _release(self, handle: int) -> None:
-        inode = self._filesystem.release(handle)
+        self._throw_out(self._filesystem.release(handle))
+
+    def _throw_out(self, inode: int) -> None:
+        """Let the page cache of an inode be emptied, after the reply; 0 is none. After truncate the kernel does it."""
         if inode:
             self.page_cached.put(inode)
 

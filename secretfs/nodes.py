@@ -30,7 +30,7 @@ class Node:
 
     __slots__ = (
         "atime", "content", "ctime", "entries", "gid", "gone", "ino", "lookups", "mode",
-        "mtime", "nlink", "opens", "parent", "rdev", "uid", "xattrs",
+        "mtime", "nlink", "opens", "page_cached", "parent", "rdev", "uid", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, now: int) -> None:
@@ -43,6 +43,7 @@ class Node:
         self.atime = self.mtime = self.ctime = now
         self.lookups = 0
         self.opens = 0
+        self.page_cached = 0  # how many of its handles have filled the kernel's page cache
         self.gone = False  # it has neither a name nor a handle any more, and is not counted
         self.content: Content | None = None
         self.entries: Names[Node] | None = None
@@ -64,6 +65,11 @@ class Node:
         """Bytes of secret memory that its data takes."""
         return 0 if self.content is None else self.content.allocated
 
+    @property
+    def in_page_cache(self) -> int:
+        """Its number if an open handle has filled the kernel's page cache with its data, else 0."""
+        return self.ino if self.page_cached else 0
+
     def is_dir(self) -> bool:
         """Whether it is a directory."""
         return self.entries is not None
@@ -84,7 +90,13 @@ class FileHandle:
         self.in_use = False
         """Whether something was written through it: more is likely to follow."""
         self.page_cached = False
-        """Whether the kernel has read some of it into its page cache, for a private mapping."""
+        """Whether the kernel has read some of it into its page cache, for a private mapping or sendfile(2)."""
+
+    def note_page_cached(self) -> None:
+        """It has."""
+        if not self.page_cached:
+            self.page_cached = True
+            self.node.page_cached += 1
 
 
 class DirectoryHandle:

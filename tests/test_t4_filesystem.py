@@ -247,6 +247,24 @@ def test_handle_is_dead_after_release(fs) -> None:
     assert fs.open(fs.lookup(ROOT, b"f").ino, 0, ME) != handle
 
 
+def test_what_leaves_the_page_cache(fs) -> None:
+    """A file that a handle has put into the page cache leaves it with that handle, or with a name while it is open."""
+    ino = put(fs, b"f", b"data")
+    put(fs, b"other", b"data")
+    fs.link(ino, ROOT, b"again")
+    fs.link(ino, ROOT, b"third")
+    direct, mapped = fs.open(ino, 0, ME), fs.open(ino, 0, ME)
+    assert fs.unlink(ROOT, b"third") == 0
+    fs.opened(mapped).note_page_cached()
+    fs.opened(mapped).note_page_cached()
+    assert fs.release(direct) == 0
+    assert fs.unlink(ROOT, b"again") == ino
+    assert fs.rename(ROOT, b"f", ROOT, b"moved") == 0
+    assert fs.rename(ROOT, b"other", ROOT, b"moved") == ino
+    assert fs.release(mapped) == ino
+    assert fs.unlink(ROOT, b"moved") == 0
+
+
 def test_special_files_have_no_bytes(fs) -> None:
     """Fifos, sockets and devices are names with a type; a device has its number."""
     fifo = fs.mknod(ROOT, b"fifo", stat.S_IFIFO | 0o600, 5, ME)
