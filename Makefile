@@ -61,8 +61,21 @@ test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (op
 test-long:  ## the tests that take minutes: all real mounts with sanitizers in the shim, and without a shim
 	@$(MAKE) --no-print-directory test REPORT=report-long.xml T="-m long $(T)"
 
+.PHONY: lab
+lab: apt-lab $(STATE)/installed  ## boot packaged kernels in QEMU and search all their memory (options: T=...)
+	@echo "== booting kernels"
+	@rm -f $(STATE)/report-lab.xml
+	@top=$$(scripts/copy-sources --if-closed $(STATE)/sources); \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
+	$(RUN) -B -m pytest "$$top/tests/lab" -c "$$top/pyproject.toml" --rootdir="$$top" \
+	    -o cache_dir=$(STATE)/pytest-cache --junit-xml=$(STATE)/report-lab.xml $(T)
+
+.PHONY: lab-docs
+lab-docs: apt-lab $(STATE)/installed  ## the same guests, and what was found in their memory into docs/lab.md
+	@$(VENV)/bin/python -EsB tests/lab/report.py docs/lab.md
+
 .PHONY: test-all
-test-all: test test-long lint  ## everything: the tests, and lint
+test-all: test test-long lab lint  ## everything: the tests, the kernels, and lint
 
 .PHONY: lint
 lint: apt-lint $(STATE)/requirements  ## ruff, mypy --strict, shellcheck
@@ -71,12 +84,12 @@ lint: apt-lint $(STATE)/requirements  ## ruff, mypy --strict, shellcheck
 	$(VENV)/bin/ruff check --quiet .; \
 	$(VENV)/bin/ruff format --quiet --check . || { $(VENV)/bin/ruff format --diff --quiet . ; exit 1; }; \
 	$(VENV)/bin/mypy; \
-	$(VENV)/bin/mypy --python-version 3.11 $(wildcard scripts/*.py examples/demo*.py) tests/box.py
-	@shellcheck .ci/run $(shell grep -lE '^#!.*\b(ba)?sh\b' scripts/*)
+	$(VENV)/bin/mypy --python-version 3.11 $(wildcard scripts/*.py examples/demo*.py) tests/box.py $(filter-out tests/lab/test_% tests/lab/conftest.py tests/lab/guest_%,$(wildcard tests/lab/*.py))
+	@shellcheck .ci/run tests/lab/init $(shell grep -lE '^#!.*\b(ba)?sh\b' scripts/*)
 
 .PHONY: check-skips
-check-skips:  ## after `make test`: was anything skipped that may not be?
-	@$(PYTHON) -I scripts/check-skips.py $(STATE)/report.xml tests/allowed-skips.txt
+check-skips:  ## after the tests: was anything skipped that may not be?
+	@$(PYTHON) -I scripts/check-skips.py tests/allowed-skips.txt $(STATE)/report*.xml
 
 .PHONY: wheel
 wheel: apt-base $(STATE)/installed  ## build the wheel into dist/
@@ -103,13 +116,15 @@ clean:  ## remove everything that make has built (not Debian packages)
 
 # What the targets above stand on.
 
-.PHONY: apt-base apt-demo apt-test apt-lint
+.PHONY: apt-base apt-demo apt-test apt-lab apt-lint
 apt-base:
 	$(APT) base
 apt-demo:
 	$(APT) base demo
 apt-test:
 	$(APT) base test
+apt-lab:
+	$(APT) base lab
 apt-lint:
 	$(APT) base lint
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Fails if a test was skipped for a reason that nobody has approved; ends with one line of totals.
 
-    check-skips.py REPORT ALLOWED
+    check-skips.py ALLOWED REPORT...
 
-REPORT   the JUnit XML that `make test` writes
 ALLOWED  tests/allowed-skips.txt: one beginning of a reason per line, `#` starts a comment
+REPORT   the JUnit XML that `make test` writes, or one of its sisters
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 
-def main(report: str, allowed: str) -> int:
+def main(allowed: str, *reports: str) -> int:
     """Return 0 if every skip is allowed and no test failed."""
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))  # noqa: S314 - written by our own pytest
+    roots = [ElementTree.parse(report).getroot() for report in reports]  # noqa: S314 - written by our own pytest
+    cases = [case for root in roots for case in root.iter("testcase")]
     beginnings = tuple(line for line in map(strip_comment, Path(allowed).read_text("utf-8").splitlines()) if line)
     skipped = [(case, mark) for case in cases for mark in case.iter("skipped") if "xfail" not in mark.get("type", "")]
     failed = sum(1 for case in cases if case.find("failure") is not None or case.find("error") is not None)

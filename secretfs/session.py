@@ -129,7 +129,7 @@ class Session:
         self._pyfuse3.terminate()
 
     async def _empty_page_cache(self, operations: Operations) -> None:
-        """Throw out what private mappings and sendfile(2) have put into the page cache, when a file was closed or unlinked.
+        """Throw out what private mappings and sendfile(2) put into the page cache, once a file is closed or unlinked.
 
         In a thread: the kernel waits for a page that is just being read, and the answer to that read comes from here.
         """

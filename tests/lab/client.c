@@ -1,21 +1,24 @@
 /*
  * A program that handles a secret and leaves no copy of its own behind: what is found afterwards was left by others.
  *
- *     client WHAT KEY HEX PATH [NAME]
+ *     client WHAT KEY HEX PATH [MORE]
  *
- * HEX is the secret, each byte XORed with KEY. It is uncovered in one locked page, used, and wiped. Compiled without
- * vector registers and without the C library's copying functions, so that no register carries it into the kernel.
+ * HEX is the secret, each byte XORed with KEY. It is uncovered in locked memory, used, and wiped. Compiled without vector
+ * registers and without the C library's copying functions, so that no register carries it into the kernel.
  *
- * WHAT   write      PATH is a file; the secret is written at offset AT of SIZE bytes, and read back
- *        map        PATH is such a file: map it privately and look at the secret; `mapped`, and go at the end of input
- *        send       sendfile(2) all of PATH to /dev/null, with the file open until the end of input
- *        xattr      set the attribute NAME of PATH to the secret and read it back
+ * WHAT   write      make a file PATH of MORE bytes (or PAGES pages) with the secret in it, and read it back
+ *        map        PATH is such a file of PAGES pages: map it privately and look at the secret; `mapped`
+ *        send       sendfile(2) all of PATH to /dev/null; `sent`, with the file still open
+ *        hold       keep the secret in the locked memory; `held`
+ *        watch      (no secret) PATH is a file that others will map; `watching`
+ *        xattr      set the attribute MORE of PATH to the secret and read it back
  *        symlink    make a link PATH whose target is the secret, and read it
- *        name       make a file in the directory PATH whose name is the secret, find it, and move it to another name
- *                   and back;   unname    remove it
- *        hold       keep the secret in the locked page: `held`, and wipe it at the end of input
- *        resident   PATH is a file that others map: print how many of its pages are in the page cache, once per byte of
- *                   input; made before they are, because mapping a file anew empties its cache
+ *        name       make a file in the directory PATH whose name is the secret, find it, rename it and back
+ *        unname     remove that file
+ *
+ * Those that print a word then wait for the end of their input, holding what they hold. `watch` prints for each byte of
+ * input how many pages of its file are in the page cache. Its mapping is made first because mapping a file anew empties
+ * its cache.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -29,12 +32,14 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, SIZE = 3 * PAGE, AT = PAGE + 100, LONGEST = 256 };
+enum { PAGE = 4096, PAGES = 3, OFFSET = PAGE + 100, LONGEST = 256 };
 
-/* What is written, and what is read back: locked. */
-static unsigned char *page, *back;
-static size_t length;
 static const char *path;
+/* A file's bytes, written and read back. The memory is locked. */
+static unsigned char *data, *back;
+static size_t size = PAGES * PAGE;
+/* Where in the file the secret is, and its bytes. */
+static size_t at, length;
 
 static void put(const char *line)
 {
@@ -51,7 +56,7 @@ static int next_input(void)
 
 static void wipe(void)
 {
-	for (volatile unsigned char *byte = page; byte < page + 2 * SIZE; byte++)
+	for (volatile unsigned char *byte = data; byte < data + 2 * size; byte++)
 		*byte = 0;
 }
 
@@ -90,21 +95,21 @@ static void write_file(void)
 {
 	const int fd = open_file(O_RDWR | O_CREAT | O_EXCL);
 
-	if (write(fd, page, SIZE) != SIZE || pread(fd, back, SIZE, 0) != SIZE)
+	if (write(fd, data, size) != (ssize_t)size || pread(fd, back, size, 0) != (ssize_t)size)
 		err(1, "%s", path);
-	must_be_equal(page + AT, back + AT);
+	must_be_equal(data + at, back + at);
 	close(fd);
 }
 
 static void map_file(void)
 {
 	const int fd = open_file(O_RDONLY);
-	const unsigned char *mapped = mmap(NULL, SIZE, PROT_READ, MAP_PRIVATE, fd, 0);
+	const unsigned char *mapped = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
 
 	if (mapped == MAP_FAILED)
 		err(1, "%s", path);
 	close(fd);
-	must_be_equal(page + AT, mapped + AT);
+	must_be_equal(data + at, mapped + at);
 	wipe();
 	put("mapped\n");
 	while (next_input())
@@ -115,7 +120,7 @@ static void send_file(void)
 {
 	const int fd = open_file(O_RDONLY), null = open("/dev/null", O_WRONLY | O_CLOEXEC);
 
-	for (ssize_t sent; (sent = sendfile(null, fd, NULL, SIZE));)
+	for (ssize_t sent; (sent = sendfile(null, fd, NULL, size));)
 		if (sent < 0)
 			err(1, "%s", path);
 	wipe();
@@ -126,16 +131,16 @@ static void send_file(void)
 
 static void set_attribute(const char *name)
 {
-	if (setxattr(path, name, page, length, 0) || getxattr(path, name, back, SIZE) != (ssize_t)length)
+	if (setxattr(path, name, data, length, 0) || getxattr(path, name, back, size) != (ssize_t)length)
 		err(1, "%s", path);
-	must_be_equal(page, back);
+	must_be_equal(data, back);
 }
 
 static void make_link(void)
 {
-	if (symlink((const char *)page, path) || readlink(path, (char *)back, SIZE) != (ssize_t)length)
+	if (symlink((const char *)data, path) || readlink(path, (char *)back, size) != (ssize_t)length)
 		err(1, "%s", path);
-	must_be_equal(page, back);
+	must_be_equal(data, back);
 }
 
 static void use_name(void)
@@ -145,14 +150,14 @@ static void use_name(void)
 
 	if (chdir(path))
 		err(1, "%s", path);
-	fd = open((const char *)page, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (fd < 0 || stat((const char *)page, &status) || rename((const char *)page, "x") || rename("x", (const char *)page))
+	fd = open((const char *)data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0 || stat((const char *)data, &status) || rename((const char *)data, "x") || rename("x", (const char *)data))
 		err(1, "a file in %s", path);
 }
 
 static void remove_name(void)
 {
-	if (chdir(path) || unlink((const char *)page))
+	if (chdir(path) || unlink((const char *)data))
 		err(1, "a file in %s", path);
 }
 
@@ -166,8 +171,8 @@ static void hold(void)
 static void watch(void)
 {
 	const int fd = open_file(O_RDONLY);
-	void *mapped = mmap(NULL, SIZE, PROT_READ, MAP_PRIVATE, fd, 0);
-	unsigned char states[SIZE / PAGE];
+	void *mapped = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+	unsigned char states[PAGES];
 
 	if (mapped == MAP_FAILED)
 		err(1, "%s", path);
@@ -176,7 +181,7 @@ static void watch(void)
 		int resident = 0;
 		char line[32];
 
-		if (mincore(mapped, SIZE, states))
+		if (mincore(mapped, size, states))
 			err(1, "mincore");
 		for (size_t i = 0; i < sizeof states; i++)
 			resident += states[i] & 1;
@@ -187,34 +192,39 @@ static void watch(void)
 
 int main(int argc, char **argv)
 {
-	const char *what = argc > 1 ? argv[1] : "";
+	const char *what = argc > 1 ? argv[1] : "", *more = argc > 5 ? argv[5] : NULL;
 
 	if (argc < 5)
-		errx(2, "usage: client WHAT KEY HEX PATH [NAME]");
+		errx(2, "usage: client WHAT KEY HEX PATH [MORE]");
 	path = argv[4];
-	page = mmap(NULL, 2 * SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (page == MAP_FAILED || mlock(page, 2 * SIZE))
+	if (!strcmp(what, "write") && more)
+		size = strtoul(more, NULL, 10);
+	if (!strcmp(what, "write") || !strcmp(what, "map"))
+		at = size > OFFSET + LONGEST ? OFFSET : 0;
+	data = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (data == MAP_FAILED || mlock(data, 2 * size))
 		err(1, "memory");
-	back = page + SIZE;
-	uncover(argv[2], argv[3], page + (!strcmp(what, "write") || !strcmp(what, "map") ? AT : 0));
+	back = data + size;
+	if (strcmp(what, "watch"))
+		uncover(argv[2], argv[3], data + at);
 	if (!strcmp(what, "write"))
 		write_file();
 	else if (!strcmp(what, "map"))
 		map_file();
 	else if (!strcmp(what, "send"))
 		send_file();
-	else if (!strcmp(what, "xattr") && argc > 5)
-		set_attribute(argv[5]);
+	else if (!strcmp(what, "hold"))
+		hold();
+	else if (!strcmp(what, "watch"))
+		watch();
+	else if (!strcmp(what, "xattr") && more)
+		set_attribute(more);
 	else if (!strcmp(what, "symlink"))
 		make_link();
 	else if (!strcmp(what, "name"))
 		use_name();
 	else if (!strcmp(what, "unname"))
 		remove_name();
-	else if (!strcmp(what, "hold"))
-		hold();
-	else if (!strcmp(what, "resident"))
-		watch();
 	else
 		errx(2, "%s: no such thing to do", what);
 	wipe();

@@ -15,7 +15,7 @@ __all__ = ["BACKPORTS", "RELEASE", "Apt", "NotRun"]
 RELEASE = "bookworm"
 BACKPORTS = f"{RELEASE}-backports"
 MIRROR = "SECRETFS_LAB_MIRROR"
-"""Environment variable: the mirror to use, where apt does not know one."""
+"""Environment variable: the one mirror to use, instead of those that apt knows."""
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PATIENCE = 600.0
 """Seconds for one call of apt."""
@@ -129,16 +129,17 @@ def _mirrors() -> tuple[str, str | None]:
         NotRun: it has none.
     """
     given = os.environ.get(MIRROR)
+    if given:
+        return given, None
     said = _machine("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(ORIGIN)", "Created-By: Packages")
     known: dict[bool, str] = {}
     for uri, suite, origin in (line.split(maxsplit=2) for line in said.splitlines()):
         # Before the first `apt-get update` apt does not know a repository's origin, and leaves the word as it is.
         if origin == "Debian" or (origin.startswith("$") and uri.rstrip("/").endswith(("/debian", "/debian-security"))):
             known.setdefault("security" in suite, uri)
-    mirror = given or known.get(False)
-    if mirror is None:
+    if False not in known:
         raise NotRun(f"lab: cannot download anything: apt knows no mirror of Debian; set {MIRROR}")
-    return mirror, known.get(True)
+    return known[False], known.get(True)
 
 
 def _machine(*words: str) -> str:

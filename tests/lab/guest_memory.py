@@ -1,12 +1,16 @@
 #!/usr/bin/python3 -I
-"""Runs in a guest: what does a search of all its memory find of a file, of attributes, links and names, and when?
+"""Runs in a guest: what does a search of all its memory find of files, attributes, links and names, and when?
 
     guest_memory.py BACKEND         prints JSON: {STEP: {WHAT: [PLACES, LONGEST]}}, see kcore.c
 
 Every secret is made here masked and never uncovered; only client.c does that, in memory that it wipes. Steps:
 
-alive      everything is there, and programs hold mappings and open files
-closed     those programs have ended, the files are still there
+written    three files were written and read back, the first ones of a new mount
+linked     a symbolic link was made and read
+marked     an extended attribute was set and read
+named      a file was made, found and renamed
+alive      programs hold a private mapping, a file that was read with sendfile(2), and ordinary locked memory
+closed     those programs have ended; all files are still there
 cut        of two files that a program has mapped, one is unlinked and the other truncated; the mappings are still there
 gone       everything is removed
 umounted   a file was there when the mount was unmounted
@@ -22,12 +26,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 KEY = secrets.randbelow(255) + 1
 # What names and link targets may consist of, masked.
 LETTERS = bytes(letter ^ KEY for letter in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 LENGTH = 64
+SIZES = {"file-64": 64, "file-12K": 12288, "file-1M": 1 << 20}
 PATIENCE = 60.0
 MOUNT = Path("/mnt")
 
@@ -41,127 +47,145 @@ class Client:
         )
         self._line()
 
-    def resident(self) -> int:
-        """For a `client resident`: pages in the page cache."""
+    def pages(self) -> int:
+        """Of a watching client: how many pages of its file are in the page cache."""
         assert self._process.stdin is not None
         self._process.stdin.write(".")
         self._process.stdin.flush()
         return int(self._line())
 
     def end(self) -> None:
-        """Let it end, and see that it was content."""
+        """Let it end, and see that all went well."""
         self._process.communicate()
         if self._process.returncode != 0:
-            sys.exit(1)
+            sys.exit("a client failed")
 
     def _line(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(1)
+            sys.exit("a client failed")
         return line
 
 
-class Secrets:
-    """The needles, and what was found of them."""
+class Search:
+    """The secrets, and where they were found."""
 
     def __init__(self) -> None:
         self._masked: dict[str, str] = {}
         self.found: dict[str, dict[str, list[int]]] = {}
 
-    def words(self, what: str) -> tuple[str, str]:
-        """Key and masked needle, for a client."""
-        masked = self._masked.setdefault(what, bytes(secrets.choice(LETTERS) for _ in range(LENGTH)).hex())
-        return f"{KEY:02x}", masked
-
-    def client(self, what: str, needle: str, *words: str) -> None:
+    def run(self, what: str, secret: str, *words: str) -> None:
         """Run a client to its end."""
-        subprocess.run(["client", what, *self.words(needle), *words], check=True)
+        subprocess.run(["client", what, *self._words(secret), *words], check=True)
 
-    def hold(self, what: str, needle: str, *words: str) -> Client:
+    def start(self, what: str, secret: str, *words: str) -> Client:
         """Start a client that holds something."""
-        return Client(what, *self.words(needle), *words)
+        return Client(what, *self._words(secret), *words)
 
-    def search(self, step: str) -> None:
-        """Look for all of them."""
+    def watch(self, path: Path) -> Client:
+        """Start a client that sees what of a file is in the page cache."""
+        return Client("watch", "0", "00", str(path))
+
+    def step(self, name: str) -> None:
+        """Look for all secrets there are."""
         words = [f"{what}={masked}" for what, masked in self._masked.items()]
         said = subprocess.run(["kcore", f"{KEY:02x}", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
-        print(f"{step}:\n{said}", file=sys.stderr)
+        print(f"{name}:\n{said}", file=sys.stderr)
         lines = [line.split() for line in said.splitlines()]
-        self.found[step] = {line[0]: [int(line[1]), int(line[2])] for line in lines if len(line) == 3}
+        self.found[name] = {line[0]: [int(line[1]), int(line[2])] for line in lines if len(line) == 3}
+
+    def _words(self, secret: str) -> tuple[str, str]:
+        masked = self._masked.setdefault(secret, bytes(secrets.choice(LETTERS) for _ in range(LENGTH)).hex())
+        return f"{KEY:02x}", masked
 
 
 def main(backend: str) -> None:
     """Go through the steps."""
-    needles = Secrets()
+    search = Search()
     mount(backend)
-    live_and_die(needles)
-    cut_what_is_mapped(needles)
-    remove_all(needles)
-    needles.client("write", "file at umount", f"{MOUNT}/umount")
+    pass_through(search)
+    hold_and_close(search)
+    cut_what_is_mapped(search)
+    remove_all(search)
+    search.run("write", "umounted-file", f"{MOUNT}/file")
     subprocess.run(["secretfs", "umount", MOUNT], check=True)
-    needles.search("umounted")
+    search.step("umounted")
     mount(backend)
-    needles.client("write", "file at kill -9", f"{MOUNT}/kill")
+    search.run("write", "killed-file", f"{MOUNT}/file")
     os.kill(int(os.getxattr(MOUNT, "user.secretfs.pid")), signal.SIGKILL)
     wait_until(lambda: " fuse.secretfs " not in Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-    needles.search("killed")
-    json.dump(needles.found, sys.stdout)
+    search.step("killed")
+    json.dump(search.found, sys.stdout)
 
 
 def mount(backend: str) -> None:
-    """A mount; its words go to the console."""
+    """A mount; what it says goes to the console."""
     subprocess.run(["secretfs", "mount", "--backend", backend, MOUNT], check=True, stdout=2)
 
 
-def live_and_die(needles: Secrets) -> None:
-    """The steps `alive` and `closed`."""
-    locked = needles.hold("hold", "locked page", "-")
-    needles.client("write", "tmpfs file", "/tmp/file")
-    for name in ("file", "mapped", "sent"):
-        needles.client("write", name, f"{MOUNT}/{name}")
-    watchers = [needles.hold("resident", "-", f"{MOUNT}/{name}") for name in ("mapped", "sent")]
-    holders = [needles.hold("map", "mapped", f"{MOUNT}/mapped"), needles.hold("send", "sent", f"{MOUNT}/sent")]
-    needles.client("xattr", "attribute", f"{MOUNT}/file", "user.secret")
-    needles.client("symlink", "link target", f"{MOUNT}/link")
-    needles.client("name", "name", str(MOUNT))
-    print("resident", *(watcher.resident() for watcher in watchers), file=sys.stderr)
-    needles.search("alive")
-    for client in (locked, *holders):
+def pass_through(search: Search) -> None:
+    """The steps in which one thing after the other passes through the mount."""
+    for name, size in SIZES.items():
+        search.run("write", name, f"{MOUNT}/{name}", str(size))
+    search.step("written")
+    search.run("symlink", "link-target", f"{MOUNT}/link")
+    search.step("linked")
+    search.run("xattr", "attribute", f"{MOUNT}/file-64", "user.secret")
+    search.step("marked")
+    search.run("name", "name", str(MOUNT))
+    search.step("named")
+
+
+def hold_and_close(search: Search) -> None:
+    """The steps `alive` and `closed`, with what the search must find: ordinary memory, a file on a tmpfs."""
+    paths = [MOUNT / "mapped", MOUNT / "sent"]
+    for path in paths:
+        search.run("write", path.name, str(path))
+    search.run("write", "tmpfs-file", "/tmp/file")
+    watchers = [search.watch(path) for path in paths]
+    holders = [
+        search.start("hold", "locked-page", "-"),
+        search.start("map", "mapped", str(paths[0])),
+        search.start("send", "sent", str(paths[1])),
+    ]
+    search.step("alive")
+    for client in holders:
         client.end()
-    wait_until(lambda: not any(watcher.resident() for watcher in watchers))
+    wait_until(lambda: not any(watcher.pages() for watcher in watchers))
+    search.step("closed")
     for watcher in watchers:
         watcher.end()
-    needles.search("closed")
 
 
-def cut_what_is_mapped(needles: Secrets) -> None:
+def cut_what_is_mapped(search: Search) -> None:
     """The step `cut`."""
-    names = ("unlinked", "truncated")
-    for name in names:
-        needles.client("write", name, f"{MOUNT}/{name}")
-    watchers = [needles.hold("resident", "-", f"{MOUNT}/{name}") for name in names]
-    holders = [needles.hold("map", name, f"{MOUNT}/{name}") for name in names]
-    print("resident", *(watcher.resident() for watcher in watchers), file=sys.stderr)
-    (MOUNT / "unlinked").unlink()
-    os.truncate(MOUNT / "truncated", 0)
-    wait_until(lambda: not any(watcher.resident() for watcher in watchers))
-    needles.search("cut")
+    paths = [MOUNT / "unlinked", MOUNT / "truncated"]
+    for path in paths:
+        search.run("write", path.name, str(path))
+    watchers = [search.watch(path) for path in paths]
+    holders = [search.start("map", path.name, str(path)) for path in paths]
+    if not all(watcher.pages() for watcher in watchers):
+        sys.exit("a mapped file is not in the page cache")
+    paths[0].unlink()
+    os.truncate(paths[1], 0)
+    wait_until(lambda: not any(watcher.pages() for watcher in watchers))
+    search.step("cut")
     for client in (*holders, *watchers):
         client.end()
 
 
-def remove_all(needles: Secrets) -> None:
+def remove_all(search: Search) -> None:
     """The step `gone`."""
     os.unlink("/tmp/file")
-    os.removexattr(MOUNT / "file", "user.secret")
-    needles.client("unname", "name", str(MOUNT))
+    os.removexattr(MOUNT / "file-64", "user.secret")
+    search.run("unname", "name", str(MOUNT))
     for entry in MOUNT.iterdir():
         entry.unlink()
-    needles.search("gone")
+    search.step("gone")
 
 
-def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition: Callable[[], bool]) -> None:
     """Return when `condition` holds; there is nothing to wait on, so it is asked again and again."""
     end = time.monotonic() + PATIENCE
     while not condition():

@@ -45,8 +45,8 @@ STRICT = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where a kernel comes from: a metapackage, the suite if apt would not choose it by itself, and the modules to load,
-    in that order; one that is no module is built in.
+    """Where a kernel comes from: a metapackage, the suite if apt would not choose it by itself, and the modules to
+    load, in that order; one that is no module is built in.
     """
 
     suite: str | None = None
@@ -141,7 +141,7 @@ def overlay(
     _write(root / "init", (HERE / "init").read_text(encoding="utf-8"))
     _write(lab / "script", script.read_text(encoding="utf-8"))
     _write(lab / "run", f"#!/bin/sh\nexec /lab/script {shlex.join(arguments)}\n")
-    _write(lab / "modules", "\n".join(module.name for module in modules))
+    _write(lab / "modules", "".join(f"{module.name}\n" for module in modules))
     _write(lab / "token", token + "\n")
     _archive(root, folder / "cpio")
     return folder / "cpio"
@@ -194,7 +194,7 @@ def _finish(root: Path) -> None:
     compile_all = ("-m", "compileall", "-q", "-s", str(root), "-p", "/", str(root / "usr/lib/python3.11"))
     subprocess.run(
         [loader, "--library-path", libraries, root / "usr/bin/python3.11", *compile_all],
-        env={"PYTHONHOME": f"{root}/usr"}, check=False, stdout=subprocess.DEVNULL,  # some files are not meant to compile
+        env={"PYTHONHOME": f"{root}/usr"}, check=False, stdout=subprocess.DEVNULL,  # some are not meant to compile
     )  # fmt: skip
 
 

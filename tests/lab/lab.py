@@ -30,7 +30,8 @@ __all__ = ["Result", "boot", "main"]
 
 QEMU = "qemu-system-x86_64"
 CPU = "qemu64,-cx16"
-"""QEMU 7.2's emulation of cmpxchg16b loses the flags now and then, and a kernel of 6.12 dies of it in one boot of five."""
+"""QEMU 7.2's cmpxchg16b loses the flags now and then, and 6.12 dies of it in one boot of five."""
+WORDS = ("console=ttyS0", "quiet", "oops=panic", "panic=-1")
 ENDED_BY_ITSELF, TIME_OVER, NOT_RUN = 125, 124, 77
 
 
@@ -85,7 +86,7 @@ def boot(
         command = [
             QEMU, "-accel", "tcg", "-cpu", CPU, "-m", str(memory), "-nodefaults", "-no-user-config", "-no-reboot",
             "-display", "none", "-serial", f"file:{folder}/console", "-serial", "stdio", "-kernel", str(chosen.image),
-            "-initrd", str(folder / "initrd"), "-append", " ".join(("console=ttyS0", "quiet", "oops=panic", "panic=-1", *append)),
+            "-initrd", str(folder / "initrd"), "-append", " ".join((*WORDS, *append)),
         ]  # fmt: skip
         output, booted, took, in_time = _converse(command, token, timeout)
         console = (folder / "console").read_text(encoding="utf-8", errors="replace")
