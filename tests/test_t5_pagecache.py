@@ -108,6 +108,15 @@ def test_close_empties_it(file: Path, use: Callable[[Path], contextlib.AbstractC
     watch.wait_for_none()
 
 
+def test_unlink_right_after_close(file: Path) -> None:
+    """A file that was mapped and closed and is unlinked at once, while others have it open, leaves no page either."""
+    watch = Watch(file)
+    with mapped(file):
+        pass
+    file.unlink()
+    watch.wait_for_none()
+
+
 def test_close_after_unlink_empties_it(file: Path) -> None:
     """The same for a file without a name that others still have open."""
     watch = Watch(file)
