@@ -96,9 +96,10 @@ class InodeQueue:
         self._event = trio.Event()
 
     def put(self, inode: int) -> None:
-        """Add one."""
-        self._inodes.add(inode)
-        self._event.set()
+        """Add one; 0 is none."""
+        if inode:
+            self._inodes.add(inode)
+            self._event.set()
 
     async def wait(self) -> None:
         """Until there is one."""
@@ -197,7 +198,7 @@ class Operations(pyfuse3.Operations):
 
     @_request(consumes=True, changes=True)
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        self._throw_out(self._filesystem.unlink(parent, name))
+        self.page_cached.put(self._filesystem.unlink(parent, name))
         self._directory_changed(parent)
 
     @_request(consumes=True, changes=True)
@@ -209,7 +210,7 @@ class Operations(pyfuse3.Operations):
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: RequestContext
     ) -> None:
-        self._throw_out(self._filesystem.rename(parent, name, new_parent, new_name, flags))
+        self.page_cached.put(self._filesystem.rename(parent, name, new_parent, new_name, flags))
         self._directory_changed(new_parent)
 
     # Attributes
@@ -353,12 +354,7 @@ class Operations(pyfuse3.Operations):
             self._filesystem.releasedir(handle)
 
     def _release(self, handle: int) -> None:
-        self._throw_out(self._filesystem.release(handle))
-
-    def _throw_out(self, inode: int) -> None:
-        """Let the page cache of an inode be emptied, after the reply; 0 is none. After truncate the kernel does it."""
-        if inode:
-            self.page_cached.put(inode)
+        self.page_cached.put(self._filesystem.release(handle))
 
     def _added(self, parent: int, node: Node) -> EntryAttributes:
         self._directory_changed(parent)

@@ -130,6 +130,7 @@ class Session:
 
     async def _empty_page_cache(self, operations: Operations) -> None:
         """Throw out what private mappings and sendfile(2) put into the page cache, once a file is closed or unlinked.
+        When it is truncated the kernel does so by itself.
 
         In a thread: the kernel waits for a page that is just being read, and the answer to that read comes from here.
         """
