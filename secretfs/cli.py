@@ -9,16 +9,20 @@ import argparse
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from secretfs import commands
 from secretfs.console import complain, discard_output, open_streams
 from secretfs.errors import SecretFSError, UsageError
-from secretfs.sizes import parse_mode, parse_size
+from secretfs.sizes import parse_count, parse_microseconds, parse_mode, parse_size
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["build_parser", "main"]
 
 ENTRY_POINTS = "secretfs.commands"
+T = TypeVar("T")
 
 DESCRIPTION = (
     "Keep secrets in memory that is out of reach: files in a mount, on memfd_secret(2) where the kernel has it."
@@ -52,8 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         foreign = _foreign_command(words)
         if foreign is not None:
-            return foreign(words[1:])
-        parsed = build_parser().parse_args(words)
+            return _run_foreign(foreign, words[1:])
+        parser = build_parser()
+        parsed = parser.parse_args(words)
+        if parsed.run is None:
+            parser.error(f"which command? there are {', '.join(OURS)}")
         code: int = parsed.run(parsed)
         sys.stdout.flush()
         return code
@@ -85,11 +92,14 @@ def build_parser() -> argparse.ArgumentParser:
         "secretfs", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action=_Version, help="show versions, the backend in force and native parts")
-    every = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.set_defaults(run=None)
+    every = parser.add_subparsers(dest="command", metavar="COMMAND")  # required would come before unknown options
     _add_mount(every)
     umount = _add(every, "umount", commands.umount, "unmount, and destroy what is in it")
     _directory(umount, "the mountpoint")
-    umount.add_argument("--lazy", action="store_true", help="also when files are open: they die when they are closed")
+    umount.add_argument(
+        "--lazy", action="store_true", help="also when files are open (destroyed once closed) or the daemon is stuck"
+    )
     status = _add(every, "status", commands.status, "what is mounted, and what it promises")
     _directory(status, "one mountpoint; default: all that are yours", optional=True)
     status.add_argument("--json", action="store_true", help="one JSON object for programs")
@@ -102,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         "make `mount -t fuse.secretfs` and fstab work (root)",
     )
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh", "fish"), help="the shell")
     return parser
 
 
@@ -125,7 +135,7 @@ def _add_mount(every: Any) -> None:
     mount.add_argument(
         "--size", type=_read(parse_size), metavar="SIZE", help="room for file data (default 16M, or what may be locked)"
     )
-    mount.add_argument("--max-files", type=_read(_count), metavar="N", help="how many files there may be")
+    mount.add_argument("--max-files", type=_read(parse_count), metavar="N", help="how many files there may be")
     mount.add_argument(
         "--mode", type=_read(parse_mode), default=0o700, metavar="MODE", help="permissions of the root (default 0700)"
     )
@@ -136,7 +146,7 @@ def _add_mount(every: Any) -> None:
         "--cached", action="store_true", help="allow shared mmap: plaintext then is in the page cache too"
     )
     mount.add_argument(
-        "--spin", type=_read(_microseconds), metavar="US", help="how long to poll after a request (default 50)"
+        "--spin", type=_read(parse_microseconds), metavar="US", help="how long to poll after a request (default 50)"
     )
     mount.add_argument(
         "--force", action="store_true", help="accept a mountpoint that is not empty, or not safe from others"
@@ -156,32 +166,33 @@ def _add(
 
 
 def _directory(parser: argparse.ArgumentParser, text: str, *, optional: bool = False) -> None:
-    argument: Any = parser.add_argument("path", metavar="DIR", help=text, nargs="?" if optional else None)
-    argument.complete = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+    argument: Any = parser.add_argument(
+        "path", metavar="DIR", type=_read(_directory_name), help=text, nargs="?" if optional else None
+    )
+    argument.complete = {
+        "bash": "_shtab_compgen_dirs",
+        "zsh": "_files -/",
+        "tcsh": "d",
+        "fish": "(__fish_complete_directories)",
+    }
 
 
-def _read(parse: Callable[[str], int]) -> Callable[[str], int]:
+def _directory_name(text: str) -> str:
+    if not text:
+        raise ValueError("the name of a directory is needed, and this one is empty: an unset variable?")
+    return text
+
+
+def _read(parse: Callable[[str], T]) -> Callable[[str], T]:
     """argparse hides the message of a ValueError; this one shows it."""
 
-    def read(text: str) -> int:
+    def read(text: str) -> T:
         try:
             return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return read
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 1 << 48:
-        raise ValueError(f"{text!r} is not a number of files")
-    return int(text)
-
-
-def _microseconds(text: str) -> int:
-    if not text.isdecimal() or int(text) > 10_000:
-        raise ValueError(f"{text!r} is not a number of microseconds from 0 to 10000")
-    return int(text)
 
 
 class _Version(argparse.Action):
@@ -195,16 +206,35 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _foreign_command(words: list[str]) -> Callable[[list[str]], int] | None:
-    """The `main` of a command that another distribution brings, if the first word names one and none of ours does."""
+def _foreign_command(words: list[str]) -> EntryPoint | None:
+    """The command that another distribution brings, if the first word names one and none of ours does."""
     if not words or words[0].startswith("-") or words[0] in OURS:
         return None
     from importlib.metadata import entry_points
 
-    for entry in entry_points(group=ENTRY_POINTS, name=words[0]):
-        found: Callable[[list[str]], int] = entry.load()
-        return found
-    return None
+    return next(iter(entry_points(group=ENTRY_POINTS, name=words[0])), None)
+
+
+def _run_foreign(command: EntryPoint, words: list[str]) -> int:
+    """Run a stranger's `main`. What it raises beside our errors and the system's becomes one sentence."""
+    try:
+        found: Callable[[list[str]], int] = command.load()
+    except (Exception, SystemExit) as error:
+        raise _broken(command, "cannot be loaded", error) from error
+    try:
+        return found(words)
+    except (SecretFSError, OSError):
+        raise
+    except Exception as error:
+        raise _broken(command, "failed", error) from error
+
+
+def _broken(command: EntryPoint, how: str, error: BaseException) -> SecretFSError:
+    owner = command.dist.name if command.dist else "the distribution"
+    return SecretFSError(
+        f"the command {command.name!r} ({command.value}) {how}: {type(error).__name__}: {error}",
+        hint=f"repair or uninstall {owner}, which brings it",
+    )
 
 
 OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion")

@@ -6,6 +6,7 @@ import os
 import sys
 
 from secretfs.errors import SecretFSError
+from secretfs.quoting import one_line
 
 __all__ = ["complain", "discard_output", "note", "open_streams", "warn"]
 
@@ -17,7 +18,7 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
-            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115  # noqa: SIM115
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def discard_output() -> None:
@@ -27,22 +28,22 @@ def discard_output() -> None:
 
 def complain(error: SecretFSError, *, name: str = "secretfs") -> None:
     """Show an error and its remedy."""
-    print(f"{name}: error: {error}", file=sys.stderr)
+    print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
     _hint(error.hint, name)
 
 
 def warn(message: str, hint: str = "", *, name: str = "secretfs") -> None:
     """Show a warning and its remedy."""
-    print(f"{name}: warning: {message}", file=sys.stderr)
+    print(f"{name}: warning: {one_line(message)}", file=sys.stderr)
     _hint(hint, name)
 
 
 def note(message: str) -> None:
     """Tell a person at a terminal what was done; a script is not told."""
     if sys.stderr.isatty():
-        print(f"secretfs: {message}", file=sys.stderr)
+        print(f"secretfs: {one_line(message)}", file=sys.stderr)
 
 
 def _hint(hint: str, name: str) -> None:
     if hint:
-        print(f"{name}: hint: {hint}", file=sys.stderr)
+        print(f"{name}: hint: {one_line(hint)}", file=sys.stderr)

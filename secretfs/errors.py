@@ -50,6 +50,13 @@ __all__ = [
 ]
 
 
+MORE_LOCKED = (
+    "raise the limit: `ulimit -l KIB` as root, LimitMEMLOCK= in a systemd unit, "
+    "memlock in /etc/security/limits.conf, or docker run --ulimit memlock=BYTES"
+)
+MORE_IN_CGROUP = "raise its memory.max (systemd: MemoryMax=, docker run --memory)"
+
+
 class SecretFSError(Exception):
     """Base of all errors of secretfs.
 
@@ -102,18 +109,18 @@ class LockLimitExceeded(LimitError):
     def __init__(self, wanted: int, *, used: int, limit: int) -> None:
         super().__init__(
             f"cannot lock {wanted} bytes of memory: {used} of the {limit} bytes that RLIMIT_MEMLOCK allows are in use",
-            hint="raise the limit: `ulimit -l KIB` as root, LimitMEMLOCK= in a systemd unit, "
-            "memlock in /etc/security/limits.conf, or docker run --ulimit memlock=BYTES",
+            hint=MORE_LOCKED,
         )
 
 
 class CgroupLimitExceeded(LimitError):
     """A memory cgroup has no room; going on would wake the OOM killer instead of raising."""
 
-    def __init__(self, wanted: int, *, headroom: int, path: str) -> None:
+    def __init__(self, wanted: int, *, headroom: int, path: str, spare: int = 0) -> None:
+        kept = f", and {spare} of them must stay free" if spare else ""
         super().__init__(
-            f"cannot take {wanted} bytes of memory: the memory cgroup {path!r} has {headroom} bytes left",
-            hint="raise its memory.max (systemd: MemoryMax=, docker run --memory) or free memory in it",
+            f"cannot take {wanted} bytes of memory: the memory cgroup {path!r} has {max(0, headroom)} bytes left{kept}",
+            hint=f"{MORE_IN_CGROUP}, or free memory in it",
         )
 
 
