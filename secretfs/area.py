@@ -47,6 +47,7 @@ class SecretArea:
             ValueError: `size` is not positive.
             BackendUnavailable: no backend works under that word.
             LimitError: RLIMIT_MEMLOCK or a memory cgroup does not allow it; nothing is left behind.
+            PluginError: the backend is a stranger's, and broken.
         """
         if size <= 0:
             raise ValueError(f"an area needs a positive size, not {size}")
@@ -189,8 +190,7 @@ class SecretArea:
     def _map(self, size: int) -> tuple[Region, memoryview]:
         size = round_up(size, libc.PAGE_SIZE)
         cgroup.require_headroom(size)
-        region = self._backend.map(size, shared=self._shared)
-        return region, region.view()
+        return registry.map_region(self._backend, size, shared=self._shared)
 
     def _bytes(self, offset: int, length: int) -> memoryview:
         """The view, after checking that it may be used and that the range lies inside it."""

@@ -136,6 +136,7 @@ class Backend(Protocol):
 
         Raises:
             BackendUnavailable: with the reason, and the remedy as hint.
+            LimitError: they could be had, but for a limit.
         """
 
     def map(self, size: int, *, shared: bool = False) -> Region:
@@ -180,7 +181,7 @@ def lock_refused(wanted: int, cause: OSError) -> OSError | LimitError:
         return LockLimitExceeded(wanted, used=used, limit=limit)
     if cause.errno == errno.EPERM:
         return cause
-    return LimitError(f"cannot map {wanted} bytes: {os.strerror(errno.ENOMEM)}")
+    return LimitError(f"cannot map {wanted} bytes: {os.strerror(errno.ENOMEM)}", hint="free memory, or ask for less")
 
 
 class MappedRegion:

@@ -13,8 +13,9 @@ import warnings
 from dataclasses import dataclass
 
 from secretfs import libc
-from secretfs.errors import BackendUnavailable, PluginError, SecretFSError
-from secretfs.interface import BACKEND_API, Backend, Guarantees
+from secretfs.errors import BackendUnavailable, LimitError, PluginError, SecretFSError
+from secretfs.interface import BACKEND_API, Backend, Guarantees, Region
+from secretfs.quoting import one_line
 
 __all__ = [
     "ENTRY_POINTS",
@@ -25,6 +26,7 @@ __all__ = [
     "candidates",
     "choose",
     "choose_warning",
+    "map_region",
     "wanted",
 ]
 
@@ -32,6 +34,8 @@ ENTRY_POINTS = "secretfs.backends"
 VARIABLE = "SECRETFS_BACKEND"
 PREFERENCE = ("kernel", "emulator")
 _INSTALL = "install memfd-secretfs again; `secretfs backends` lists what is installed"
+_BEST = Guarantees(**{name: name != "device_io" for name in Guarantees.names()})
+"""What is given up where there is no preferred backend to compare with: everything that protects."""
 
 
 class ReducedGuaranteesWarning(RuntimeWarning):
@@ -92,6 +96,7 @@ def choose(argument: str | None = None) -> Choice:
 
     Raises:
         BackendUnavailable: nothing usable is left under that policy; the message says why.
+        LimitError: but for a limit something would be.
         PluginError: the backend is broken or its name is ambiguous.
     """
     word = wanted(argument)
@@ -129,61 +134,77 @@ def _candidate(name: str) -> Candidate:
 
 
 def _preferred() -> Choice:
-    best, fallback = (_load(name) for name in PREFERENCE)
+    """The first of PREFERENCE that is installed and works; one that is broken is an error, not passed over."""
+    name, name_of_fallback = PREFERENCE
+    best = _BEST
     try:
-        _probed(best)
-    except BackendUnavailable as first:
-        try:
-            _probed(fallback)
-        except BackendUnavailable as second:
-            raise BackendUnavailable(
-                f"no backend works here: {best.name}: {first}; {fallback.name}: {second}",
-                hint=second.hint or first.hint,
-            ) from second
-        lost = fallback.guarantees.lost_against(best.guarantees)
-        return Choice(fallback, "prefer", lost, str(first), first.hint)
-    return Choice(best, "prefer")
+        backend = _load(name)
+        best = backend.guarantees
+        _probed(backend)
+        return Choice(backend, "prefer")
+    except (BackendUnavailable, LimitError) as error:
+        first = error
+    try:
+        fallback = _load(name_of_fallback)
+        _probed(fallback)
+    except LimitError:
+        raise  # the remedy is a higher limit, whatever else is missing
+    except BackendUnavailable as second:
+        if isinstance(first, LimitError):
+            raise first from second
+        raise BackendUnavailable(
+            f"no backend works here: {name}: {first}; {name_of_fallback}: {second}", hint=second.hint or first.hint
+        ) from second
+    return Choice(fallback, "prefer", fallback.guarantees.lost_against(best), str(first), first.hint)
 
 
 @functools.cache
-def _entry_points() -> dict[str, list[str]]:
-    """Name -> the distinct "module:class" values registered under it."""
+def _entry_points() -> dict[str, dict[str, str]]:
+    """Name -> the distinct "module:class" values registered under it, and which distribution brings each."""
     from importlib.metadata import entry_points
 
-    found: dict[str, list[str]] = {}
-    for entry in entry_points(group=ENTRY_POINTS):
-        values = found.setdefault(entry.name, [])
-        if entry.value not in values:  # one distribution may be seen twice on sys.path
-            values.append(entry.value)
+    found: dict[str, dict[str, str]] = {}
+    for entry in entry_points(group=ENTRY_POINTS):  # one distribution may be seen twice on sys.path
+        found.setdefault(entry.name, {}).setdefault(entry.value, entry.dist.name if entry.dist else "")
     return found
 
 
 @functools.cache
 def _load(name: str) -> Backend:
     values = _entry_points().get(name)
+    if not values and name in PREFERENCE:
+        raise BackendUnavailable(f"the backend {name!r} is not installed", hint=_INSTALL)
     if not values:
         known = ", ".join(sorted({"auto", *_entry_points()}))
         raise BackendUnavailable(f"there is no backend named {name!r}", hint=f"use one of: {known}")
     if len(values) > 1:
+        both = " and ".join(filter(None, values.values()))
         raise PluginError(
-            f"the backend name {name!r} is claimed twice: by {' and by '.join(values)}", hint="uninstall one of them"
+            f"the backend name {name!r} is claimed twice: by {' and by '.join(values)}",
+            hint=f"uninstall one of them: {both}",
         )
+    return _instance(name, next(iter(values)))
+
+
+def _instance(name: str, value: str) -> Backend:
     from importlib.metadata import EntryPoint
 
     try:
-        backend: Backend = EntryPoint(name, values[0], ENTRY_POINTS).load()()
-        api, own_name = backend.api, backend.name
-    except Exception as error:
+        backend: Backend = EntryPoint(name, value, ENTRY_POINTS).load()()
+        api, own_name, guarantees = backend.api, backend.name, backend.guarantees
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"the backend {name!r} ({values[0]}) cannot be loaded: {type(error).__name__}: {error}", hint=_INSTALL
+            f"the backend {name!r} ({value}) cannot be loaded: {_what(error)}", hint=_repair(name)
         ) from error
     if api != BACKEND_API:
         raise PluginError(
-            f"the backend {name!r} ({values[0]}) has API version {api!r}, and this secretfs knows {BACKEND_API}",
+            f"the backend {name!r} ({value}) has API version {api!r}, and this secretfs knows {BACKEND_API}",
             hint="install versions of the two that fit together",
         )
     if own_name != name:  # or a stranger could pass for ours in every message
-        raise PluginError(f"the backend {name!r} ({values[0]}) calls itself {own_name!r}")
+        raise PluginError(f"the backend {name!r} ({value}) calls itself {own_name!r}", hint=_repair(name))
+    if not isinstance(guarantees, Guarantees):
+        raise PluginError(f"the backend {name!r} ({value}) promises no Guarantees", hint=_repair(name))
     return backend
 
 
@@ -197,12 +218,48 @@ def _probed(backend: Backend) -> None:
         try:
             backend.probe()
             _verdicts[backend.name] = None
-        except BackendUnavailable as error:
+        except (BackendUnavailable, LimitError) as error:
             _verdicts[backend.name] = error
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's code raises
-            broken = PluginError(f"the backend {backend.name!r} failed its probe: {type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's code raises
+            broken = PluginError(
+                f"the backend {backend.name!r} failed its probe: {_what(error)}", hint=_repair(backend.name)
+            )
             broken.__cause__ = error
             _verdicts[backend.name] = broken
     verdict = _verdicts[backend.name]
     if verdict is not None:
         raise verdict.with_traceback(None)
+
+
+def map_region(backend: Backend, size: int, *, shared: bool = False) -> tuple[Region, memoryview]:
+    """A region and a view of it, where whatever a stranger's code does but refuse is an error that names it.
+
+    Raises:
+        PluginError: it raised something else than errors of ours or of the system's, or gave no region of that size.
+    """
+    try:
+        region = backend.map(size, shared=shared)
+        view = region.view()
+        given = len(view)
+    except (SecretFSError, OSError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"the backend {backend.name!r} failed to map {size} bytes: {_what(error)}", hint=_repair(backend.name)
+        ) from error
+    if given != size:
+        raise PluginError(
+            f"the backend {backend.name!r} was asked for {size} bytes and mapped {given}", hint=_repair(backend.name)
+        )
+    return region, view
+
+
+def _what(error: BaseException) -> str:
+    return one_line(f"{type(error).__name__}: {error}").removesuffix(": ").rstrip(".")
+
+
+def _repair(name: str) -> str:
+    if name in PREFERENCE:
+        return _INSTALL
+    owner = next(iter(_entry_points().get(name, {}).values()), "")
+    return f"repair or uninstall {owner or 'the distribution'}, which brings it; --backend auto does without"

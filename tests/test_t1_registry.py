@@ -12,7 +12,7 @@ import pytest
 import secretfs_emulator
 import secretfs_kernel
 from secretfs import SecretArea, registry
-from secretfs.errors import BackendUnavailable, PluginError
+from secretfs.errors import BackendUnavailable, LimitError, PluginError
 from secretfs.interface import Guarantees
 from secretfs.registry import ReducedGuaranteesWarning
 
@@ -123,6 +123,51 @@ def test_emulator_is_not_warned_about_when_it_was_asked_for(no_kernel, emulator)
     assert registry.choose("emulator").warning == ""
 
 
+@pytest.mark.parametrize("missing", ["kernel", "emulator"])
+def test_one_of_the_two_is_not_installed(both_work, fresh_registry, missing) -> None:
+    """Auto does without a backend that is not installed, and says what is lost for want of the kernel's."""
+    entries = {name: values for name, values in registry._entry_points().items() if name != missing}
+    fresh_registry.setattr(registry, "_entry_points", lambda: entries)
+    choice = registry.choose("auto")
+    if missing == "emulator":
+        assert (choice.backend.name, choice.warning) == ("kernel", "")
+        return
+    assert (choice.backend.name, choice.policy) == ("emulator", "prefer")
+    assert "because the backend 'kernel' is not installed; not guaranteed: off_direct_map, " in choice.warning
+    assert choice.lost == ("off_direct_map", "refuses_pinning", "cleared_by_kernel", "not_hibernated")
+    assert "install" in choice.hint
+    with pytest.raises(BackendUnavailable, match="'kernel' is not installed"):
+        registry.choose("kernel")
+
+
+@pytest.mark.parametrize("first", [BackendUnavailable(WHY), LimitError("no room")], ids=["missing", "limit"])
+@pytest.mark.parametrize("second", [BackendUnavailable(WHY), LimitError("no room")], ids=["missing", "limit"])
+def test_limit_is_not_a_missing_backend(fresh_registry, first, second) -> None:
+    """Where but for a limit one of the two would serve, the limit is the error, since raising it is the remedy."""
+    for module, error in ((secretfs_kernel, first), (secretfs_emulator, second)):
+
+        def probe(self, error=error) -> None:
+            raise error
+
+        fresh_registry.setattr(module.Backend, "probe", probe)
+    expected = LimitError if isinstance(first, LimitError) or isinstance(second, LimitError) else BackendUnavailable
+    with pytest.raises(expected) as caught:
+        registry.choose("auto")
+    assert type(caught.value) is expected
+
+
+def test_limit_of_the_kernels_falls_back(fresh_registry) -> None:
+    """Where a limit stops the kernel's backend and not the emulator, auto falls back like for any other reason."""
+
+    def probe(self) -> None:
+        raise LimitError("no room", hint="raise the limit")
+
+    fresh_registry.setattr(secretfs_kernel.Backend, "probe", probe)
+    fresh_registry.setattr(secretfs_emulator.Backend, "probe", lambda self: None)
+    choice = registry.choose("auto")
+    assert (choice.backend.name, choice.reason, choice.hint) == ("emulator", "no room", "raise the limit")
+
+
 def test_nothing_works(no_kernel, fresh_registry) -> None:
     """Where neither works, auto says of each why."""
 
@@ -199,8 +244,9 @@ def test_nobody_can_take_the_kernels_name(install, both_work) -> None:
 def test_name_must_be_the_entry_points(install) -> None:
     """A backend that calls itself by another name than it is installed under is refused."""
     install("one", GOOD.replace('"stranger"', '"kernel"'))
-    with pytest.raises(PluginError, match="calls itself 'kernel'"):
+    with pytest.raises(PluginError, match="calls itself 'kernel'") as caught:
         registry.choose("stranger")
+    assert "uninstall one, " in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -212,6 +258,9 @@ def test_name_must_be_the_entry_points(install) -> None:
         ("nothing = 1", "AttributeError"),
         (GOOD + "    def __init__(self): raise KeyError('lost')", "KeyError"),
         ("class Backend: name = 'stranger'", "AttributeError"),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
+        ("raise RuntimeError('two\\nlines.')", "RuntimeError: two; lines"),
+        (GOOD + "    guarantees = None", "promises no Guarantees"),
         (GOOD + "    api = 999", "API version 999"),
         (GOOD + "    api = None", "API version None"),
     ],
@@ -223,6 +272,44 @@ def test_broken_plugin_is_an_error_of_its_own(install, source, words) -> None:
         registry.choose("stranger")
     assert words in str(caught.value)
     assert "one:Backend" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "memfd-secretfs" not in caught.value.hint  # it is somebody else's
+    assert caught.value.hint
+
+
+def test_own_backend_that_is_broken_is_ours_to_repair(fresh_registry) -> None:
+    """For a built-in backend the remedy is to install this distribution again."""
+    fresh_registry.setattr(secretfs_kernel.Backend, "api", 0)
+    fresh_registry.setattr(secretfs_emulator.Backend, "guarantees", None)
+    with pytest.raises(PluginError) as caught:
+        registry.choose("emulator")
+    assert "install memfd-secretfs again" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ZeroDivisionError('oops')", "failed to map 4096 bytes: ZeroDivisionError: oops"),
+        ("return None", "failed to map 4096 bytes: AttributeError"),
+        ("import sys; sys.exit(5)", "failed to map 4096 bytes: SystemExit: 5"),
+        ("return super().map(2 * size)", "was asked for 4096 bytes and mapped 8192"),
+        ("raise ValueError('two\\nlines')", "failed to map 4096 bytes: ValueError: two; lines"),
+    ],
+)
+def test_map_that_breaks(install, body, words) -> None:
+    """Whatever map() of a stranger's does but give a region or refuse, is a PluginError that names the backend."""
+    install("one", GOOD + f"    def map(self, size, *, shared=False): {body}")
+    with pytest.raises(PluginError, match="'stranger'") as caught:
+        SecretArea(4096, backend="stranger")
+    assert words in str(caught.value)
+    assert "uninstall one, " in caught.value.hint
+
+
+def test_map_that_refuses(install) -> None:
+    """A refusal of the system's or of ours comes through as it is."""
+    install("one", GOOD + "    def map(self, size, *, shared=False): raise OSError(28, 'full')")
+    with pytest.raises(OSError, match="full"):
+        SecretArea(4096, backend="stranger")
 
 
 def test_probe_that_breaks_is_not_a_refusal(install) -> None:
@@ -232,6 +319,15 @@ def test_probe_that_breaks_is_not_a_refusal(install) -> None:
         with pytest.raises(PluginError, match="ZeroDivisionError: oops") as caught:
             registry.choose("stranger")
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert "uninstall one, " in caught.value.hint
+
+
+def test_probe_that_leaves(install) -> None:
+    """A probe that calls sys.exit ends nothing: it is a PluginError, and the list of backends has it."""
+    install("one", GOOD + "    def probe(self): raise SystemExit(3)")
+    with pytest.raises(PluginError, match="SystemExit: 3"):
+        registry.choose("stranger")
+    assert "SystemExit: 3" in registry.candidates()[-1].reason
 
 
 def test_broken_kernel_backend_is_not_skipped(both_work, fresh_registry) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from secretfs import libc
-from secretfs.errors import BackendUnavailable, LimitError
+from secretfs.errors import BackendUnavailable
 from secretfs.interface import Guarantees
 from secretfs_emulator.region import Region
 
@@ -17,10 +17,12 @@ def probe() -> None:
 
     Raises:
         BackendUnavailable: with the reason, and the remedy as hint.
+        LimitError: not even one page may be had.
     """
     try:
         Region.create(libc.PAGE_SIZE, Guarantees(), shared=False).close()
-    except LimitError as error:
-        raise BackendUnavailable(str(error), hint=error.hint) from error
     except OSError as error:
-        raise BackendUnavailable(f"memory cannot be locked here: {os.strerror(error.errno or 0)!r}") from error
+        raise BackendUnavailable(
+            f"memory cannot be locked here: {os.strerror(error.errno or 0)!r}",
+            hint="allow mlock in the container's seccomp profile",
+        ) from error

@@ -8,7 +8,7 @@ import platform
 import re
 
 from secretfs import libc
-from secretfs.errors import BackendUnavailable, LimitError
+from secretfs.errors import BackendUnavailable
 from secretfs.interface import Guarantees
 from secretfs_kernel.region import Region
 
@@ -26,13 +26,15 @@ def probe() -> None:
 
     Raises:
         BackendUnavailable: with the reason, and the remedy as hint.
+        LimitError: not even one page may be had.
     """
     if platform.machine() not in libc.MEMFD_SECRET_NUMBERS:
-        raise BackendUnavailable(f"memfd_secret is not wired on the architecture {platform.machine()!r}")
+        raise BackendUnavailable(
+            f"memfd_secret is not wired on the architecture {platform.machine()!r}",
+            hint=f"use one of: {', '.join(sorted(libc.MEMFD_SECRET_NUMBERS))}",
+        )
     try:
         region = Region.create(libc.PAGE_SIZE, Guarantees(), shared=False)
-    except LimitError as error:
-        raise BackendUnavailable(str(error), hint=error.hint) from error
     except OSError as error:
         raise _explained(error) from error
     try:
@@ -91,7 +93,9 @@ def _explained(error: OSError) -> BackendUnavailable:
             hint="boot with secretmem.enable=1 on the kernel command line; if it is there, the kernel was built "
             "without CONFIG_SECRETMEM or cannot split its direct map (arm64: rodata=full)",
         )
-    return BackendUnavailable(f"memfd_secret failed with {os.strerror(error.errno or 0)!r}")
+    return BackendUnavailable(
+        f"memfd_secret failed with {os.strerror(error.errno or 0)!r}", hint="look for a security module that refuses it"
+    )
 
 
 def _kernel() -> tuple[int, int]:
