@@ -12,16 +12,31 @@ import shutil
 import socket
 import stat
 import subprocess
+from collections.abc import Iterable
 
 from secretfs import libc
 from secretfs.errors import FuseUnavailable, MountBusy, MountError, MountpointError, SecretFSError
 from secretfs.mountinfo import KIND
+from secretfs.quoting import quoted
 
-__all__ = ["MAX_READ", "attach", "detach", "require_fuse"]
+__all__ = ["FLAGS", "MAX_READ", "attach", "detach", "require_fuse"]
 
 DEVICE = "/dev/fuse"
 MAX_READ = 1 << 20
 """The largest read that the kernel asks for at once, in bytes: the window's size."""
+FLAGS = {
+    "ro": 1,
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "sync": 16,
+    "dirsync": 128,
+    "nosymfollow": 256,
+    "noatime": 1024,
+    "nodiratime": 2048,
+    "strictatime": 1 << 24,
+}
+"""Words of mount(8) and fusermount3(1), and the flags of mount(2) that they stand for."""
 _INSTALL_FUSE = "apt-get install fuse3"
 _HELPERS = ("/usr/bin/fusermount3", "/bin/fusermount3", "/usr/local/bin/fusermount3")
 
@@ -44,8 +59,15 @@ def require_fuse() -> None:
         _helper()
 
 
-def attach(fd: int, path: str, *, allow_other: bool, allow_dev: bool, allow_suid: bool) -> int:
+def attach(fd: int, path: str, *, source: str, allow_other: bool, flags: Iterable[str]) -> int:
     """Mount on the directory that `fd` (O_PATH) refers to, which is `path`, and return the descriptor of /dev/fuse.
+
+    Args:
+        fd: the mountpoint.
+        path: where it is.
+        source: what the mount table is to show as the source of the mount.
+        allow_other: whether other users may look in.
+        flags: words of FLAGS.
 
     Raises:
         FuseUnavailable: FUSE cannot be used here.
@@ -53,9 +75,8 @@ def attach(fd: int, path: str, *, allow_other: bool, allow_dev: bool, allow_suid
     """
     options = [f"max_read={MAX_READ}", "default_permissions"] + ["allow_other"] * allow_other
     if os.geteuid() != 0:
-        return _attach_with_helper(path, options)
-    flags = (0 if allow_dev else libc.MS_NODEV) | (0 if allow_suid else libc.MS_NOSUID)
-    return _attach_as_root(fd, options, flags)
+        return _attach_with_helper(path, source, [*options, *flags])
+    return _attach_as_root(fd, source, options, sum(FLAGS[flag] for flag in set(flags)))
 
 
 def detach(path: str, *, lazy: bool) -> None:
@@ -73,10 +94,10 @@ def detach(path: str, *, lazy: bool) -> None:
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise _busy(path) from error
-        raise MountError(f"{path!r} cannot be unmounted: {os.strerror(error.errno or 0).lower()}") from error
+        raise _not_unmounted(path, os.strerror(error.errno or 0).lower()) from error
 
 
-def _attach_as_root(fd: int, options: list[str], flags: int) -> int:
+def _attach_as_root(fd: int, source: str, options: list[str], flags: int) -> int:
     try:
         device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -86,7 +107,7 @@ def _attach_as_root(fd: int, options: list[str], flags: int) -> int:
         ) from error
     data = ",".join([f"fd={device}", f"rootmode={stat.S_IFDIR:o}", "user_id=0", "group_id=0", *options])
     try:
-        libc.mount("secretfs", f"/proc/self/fd/{fd}", KIND, flags, data)
+        libc.mount(source, f"/proc/self/fd/{fd}", KIND, flags, data)
     except OSError as error:
         os.close(device)
         raise FuseUnavailable(
@@ -96,18 +117,19 @@ def _attach_as_root(fd: int, options: list[str], flags: int) -> int:
     return device
 
 
-def _attach_with_helper(path: str, options: list[str]) -> int:
+def _attach_with_helper(path: str, source: str, options: list[str]) -> int:
     """fusermount3 opens the device, mounts and sends the descriptor through the socket in _FUSE_COMMFD."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
-        words = ",".join([*options, "fsname=secretfs", f"subtype={KIND.partition('.')[2]}", "nosuid", "nodev"])
+        name = source.replace("\\", "\\\\").replace(",", "\\,")
+        words = ",".join([*options, f"fsname={name}", f"subtype={KIND.partition('.')[2]}"])
         said = _run([_helper(), "-o", words, "--", path], pass_fd=theirs.fileno())
         theirs.close()
         if said is not None:
             raise _refusal(path, said)
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
     if not descriptors:
-        raise FuseUnavailable("fusermount3 mounted, but sent no descriptor")
+        raise FuseUnavailable("fusermount3 mounted, but sent no descriptor", hint=_INSTALL_FUSE)
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
 
@@ -118,7 +140,7 @@ def _detach_with_helper(path: str, *, lazy: bool) -> None:
         return
     if "busy" in said.lower():
         raise _busy(path)
-    raise MountError(f"{path!r} cannot be unmounted: {said}")
+    raise _not_unmounted(path, said)
 
 
 def _run(command: list[str], *, pass_fd: int | None = None) -> str | None:
@@ -145,13 +167,30 @@ def _refusal(path: str, said: str) -> SecretFSError:
         return FuseUnavailable(f"FUSE cannot be used: {said}", hint="chmod 666 /dev/fuse, as udev does by default")
     if "mountpoint" in said or "permission" in said.lower():
         return MountpointError(f"the mountpoint {path!r} is refused: {said}", hint="mount on a directory of your own")
-    return FuseUnavailable(f"fusermount3 failed: {said}")
+    if "not permitted" in said.lower():
+        return FuseUnavailable(f"fusermount3 failed: {said}", hint=_privileges_hint())
+    return FuseUnavailable(f"fusermount3 failed: {said}", hint="root may mount without it; `man fusermount3`")
+
+
+def _privileges_hint() -> str:
+    """Why fusermount3, a set-user-ID program, has no privileges."""
+    if libc.proc_status("NoNewPrivs") == "1":
+        return "start without no_new_privs (systemd: NoNewPrivileges=no), which takes fusermount3's privileges away"
+    helper = _helper()
+    if not os.stat(helper).st_mode & stat.S_ISUID:
+        return f"chmod u+s {quoted(os.path.realpath(helper))} as root, or apt-get install --reinstall fuse3"
+    return "in a container: docker run --cap-add SYS_ADMIN; elsewhere look for a mount with nosuid over fusermount3"
 
 
 def _busy(path: str) -> MountBusy:
+    name = quoted(path)
     return MountBusy(
-        f"{path!r} is in use", hint=f"close what uses it (fuser -vm {path}), or secretfs umount --lazy {path}"
+        f"{path!r} is in use", hint=f"close what uses it (fuser -vm {name}), or secretfs umount --lazy {name}"
     )
+
+
+def _not_unmounted(path: str, reason: str) -> MountError:
+    return MountError(f"{path!r} cannot be unmounted: {reason}", hint=f"as root: umount --lazy {quoted(path)}")
 
 
 def _helper() -> str:

@@ -13,15 +13,21 @@ from typing import NamedTuple
 
 from secretfs.errors import CgroupLimitExceeded
 
-__all__ = ["Room", "headroom", "require_headroom"]
+__all__ = ["Room", "headroom", "leave", "require_headroom"]
 
 SPARE = 1 << 20
 """Bytes left alone for page tables, kernel memory and whatever else runs in the group."""
 _UNLIMITED = 1 << 60
 
 
+class _Process:
+    """What this process keeps to."""
+
+    spare = SPARE
+
+
 class Room(NamedTuple):
-    """The tightest memory cgroup: bytes left in it, and its directory."""
+    """The tightest memory cgroup: bytes left in it (the spare not taken off), and its directory."""
 
     headroom: int
     path: str
@@ -37,15 +43,23 @@ _V2 = _Files("memory.max", "memory.current", ("inactive_file", "active_file"))
 _V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
 
-def require_headroom(wanted: int) -> None:
+def leave(spare: int) -> None:
+    """From now on leave `spare` bytes alone and not SPARE, in this process and those that it forks."""
+    _Process.spare = spare
+
+
+def require_headroom(wanted: int, *, spare: int | None = None) -> None:
     """Return if `wanted` bytes can be taken without waking the OOM killer of a memory cgroup.
+
+    `spare` bytes are left alone, by default what `leave` has said.
 
     Raises:
         CgroupLimitExceeded: naming the group.
     """
     room = headroom()
-    if room is not None and wanted + SPARE > room.headroom:
-        raise CgroupLimitExceeded(wanted, headroom=max(0, room.headroom), path=room.path)
+    spare = _Process.spare if spare is None else spare
+    if room is not None and wanted + spare > room.headroom:
+        raise CgroupLimitExceeded(wanted, headroom=room.headroom, path=room.path, spare=spare)
 
 
 def headroom() -> Room | None:

@@ -20,22 +20,19 @@ import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
-from secretfs import attach, libc, registry
+from secretfs import attach, budget, cgroup, libc, registry
 from secretfs.area import wipe_all
-from secretfs.errors import BackendUnavailable, LimitError, LockLimitExceeded, SecretFSError, UsageError
+from secretfs.errors import BackendUnavailable, LimitError, SecretFSError, UsageError
 from secretfs.filesystem import Filesystem
 from secretfs.interface import Guarantees
+from secretfs.quoting import one_line
 from secretfs.session import ENDING, Session
 from secretfs.window import Window
 
-__all__ = ["BUDGET", "MountOptions", "run", "send"]
+__all__ = ["MountOptions", "run", "send"]
 
-BUDGET = 3 << 20
-"""Bytes of locked memory for what is not file data: the window, the receive buffer, names and half-used slabs."""
-DEFAULT_SIZE = 16 << 20
 SPIN = 50
 """Microseconds to poll for the next request before sleeping; 20 to 50 are best, more gains nothing."""
-SMALLEST_DEFAULT = 64 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +52,14 @@ class MountOptions:
     cached: bool = False
     spin: int | None = None
     force: bool = False
+    flags: tuple[str, ...] = ()
+    """Words of attach.FLAGS, beyond nodev and nosuid."""
+    source: str = "secretfs"
+    """What the mount table shows as the source."""
+
+    def mount_flags(self) -> tuple[str, ...]:
+        """The flags that the kernel is to be given."""
+        return (*self.flags, *["nodev"] * (not self.allow_dev), *["nosuid"] * (not self.allow_suid))
 
 
 def send(channel: socket.socket, **message: Any) -> None:
@@ -70,6 +75,10 @@ def run(options: MountOptions, channel: socket.socket) -> int:
     except SecretFSError as error:
         _give_up(channel, error)
         return error.exit_code
+    except Exception as error:  # noqa: BLE001 - whoever mounts is to hear of it
+        what = one_line(f"{type(error).__name__}: {error}")
+        _give_up(channel, SecretFSError(f"the mount could not be prepared: {what}", hint="this is a bug: report it"))
+        return SecretFSError.exit_code
     try:
         send(channel, prepared=True)
         _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
@@ -100,17 +109,21 @@ class _Mount:
                 "--cached keeps plaintext in the page cache, which the backend asked for cannot protect",
                 hint="leave out --cached, or --backend",
             )
-        size = _affordable_size(options.size)
+        size, self._short = budget.affordable_size(options.size)
         try:
             self._window = Window(attach.MAX_READ)
             self._session = Session(self._window, SPIN if options.spin is None else options.spin)
             self._require_no_residue()
             self._filesystem = Filesystem(
                 self._choice.backend, size=size, max_files=options.max_files or max(1024, size // 64),
-                uid=os.geteuid(), gid=os.getegid(), mode=options.mode,
+                uid=os.geteuid(), gid=os.getegid(), mode=options.mode, flags=options.flags,
             )  # fmt: skip
         except OSError as error:
-            raise LimitError(f"memory cannot be had: {os.strerror(error.errno or 0).lower()}") from error
+            raise LimitError(
+                f"memory cannot be had: {os.strerror(error.errno or 0).lower()}",
+                hint="free memory, or a smaller --size",
+            ) from error
+        cgroup.leave(budget.RESERVE)
 
     @property
     def guarantees(self) -> Guarantees:
@@ -181,13 +194,16 @@ class _Mount:
         found = []
         if self._choice.warning:
             found.append((self._choice.warning, self._choice.hint))
+        if self._short is not None:
+            said = f"a size of {self._options.size} bytes {self._short.says}; beyond that a write is ENOSPC"
+            found.append((said, self._short.remedy))
         if not self._session.no_residue:
             found.append((f"not guaranteed: no_residue, because the native shim is {self._session.shim}", ""))
         elif self._session.shim is not True:
             found.append((f"the native shim is {self._session.shim}", ""))
         if self._options.cached:
-            lost = self.guarantees.lost_against(self._choice.backend.guarantees)
-            found.append((f"--cached keeps plaintext in the page cache; not guaranteed: {', '.join(lost)}", ""))
+            lost = ", ".join(self.guarantees.lost_against(self._choice.backend.guarantees))
+            found.append(("--cached keeps plaintext in the page cache" + f"; not guaranteed: {lost}" * bool(lost), ""))
         return found
 
     def _lost(self) -> list[str]:
@@ -208,25 +224,3 @@ def _ask_to_detach(channel: socket.socket) -> None:
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):
             raise
     log.warning("the parent process is gone; `secretfs umount` clears what may be left of the mount")
-
-
-def _affordable_size(asked: int | None) -> int:
-    """The size of the mount, after the lock limit has been compared with it.
-
-    Raises:
-        LockLimitExceeded: not even the daemon's own budget can be locked.
-        LimitError: the size that was asked for cannot be locked.
-    """
-    limit = libc.lock_limit()
-    if limit is None:
-        return asked or DEFAULT_SIZE
-    used = libc.locked_bytes()
-    left = limit - used - BUDGET
-    if left < SMALLEST_DEFAULT:
-        raise LockLimitExceeded(BUDGET + SMALLEST_DEFAULT, used=used, limit=limit)
-    if asked is not None and asked > left:
-        raise LimitError(
-            f"a size of {asked} bytes cannot be locked: RLIMIT_MEMLOCK leaves {left} of its {limit} bytes for data",
-            hint=f"use --size {left} or less, or raise the limit: `ulimit -l` as root, LimitMEMLOCK= in a systemd unit",
-        )
-    return asked or min(DEFAULT_SIZE, left)

@@ -20,7 +20,6 @@ __all__ = ["FILES", "PIECES", "FastFiles", "Published"]
 FILES = 1024
 PIECES = 16
 DEFERRED = 256
-DAY = 24 * 3600
 NANO = 10**9
 VALID = 300
 """Seconds that the kernel may keep attributes; all changes go through it, so any number is right."""
@@ -67,8 +66,11 @@ class FastFiles:
         self.news = ctypes.c_uint32.in_dll(library, "secretfs_news")
         """Not 0: there is something for collect() and deferred()."""
 
-    def publish(self, node: Node) -> None:
-        """Let the shim answer for `node`, which is open, as far as its first PIECES pieces reach."""
+    def publish(self, node: Node, read_until: int) -> None:
+        """Let the shim answer for `node`, which is open, as far as its first PIECES pieces reach.
+
+        Reads it answers until `read_until` (seconds since 1970), when one changes the access time.
+        """
         content = node.content
         at = node.ino % FILES * _ENTRY
         if content is None or _INO.unpack_from(self._entries, at)[0] not in (0, node.ino):
@@ -80,7 +82,6 @@ class FastFiles:
         for block, start, end in pieces:
             _PIECE.pack_into(self._entries, place, start, end, block.area.address + block.offset)
             place += _PIECE.size
-        read_until = node.atime // NANO + DAY if node.atime > max(node.mtime, node.ctime) else 0
         writable = node.mode & 0o6000 == 0
         _FILE.pack_into(self._entries, at, node.ino, content.size, 0, read_until, writable, len(pieces))
         content.published = Published(self._entries, at, node)

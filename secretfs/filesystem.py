@@ -19,7 +19,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from secretfs import xattrs
 from secretfs.content import Space
@@ -29,7 +29,7 @@ from secretfs.interface import Backend
 from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
 from secretfs.pages import PagePool
 from secretfs.plaintext import Plaintext
-from secretfs.rules import Caller, Changes, Statistics, check_replaceable, drop_privileges, touch
+from secretfs.rules import AccessTimes, Caller, Changes, Statistics, check_replaceable, drop_privileges
 
 __all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
 
@@ -51,6 +51,7 @@ class Filesystem:
         gid: int,
         mode: int = 0o700,
         reserve: bool = True,
+        flags: Collection[str] = (),
     ) -> None:
         """Make one with an empty root directory.
 
@@ -62,6 +63,7 @@ class Filesystem:
             gid: the group of the root.
             mode: the permission bits of the root.
             reserve: allocate the first areas now and not with the first file.
+            flags: those of the mount; AccessTimes tells which matter.
 
         Raises:
             LimitError: there is not even memory for the first areas.
@@ -71,6 +73,7 @@ class Filesystem:
         self._tree = Tree(self._space, max_files, root)
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next_handle = 1
+        self.access_times = AccessTimes(flags)
 
     def known(self, ino: int) -> Node | None:
         """The node with that number, or None."""
@@ -273,7 +276,7 @@ class Filesystem:
         """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file."""
         node = self.opened(handle).node
         assert node.content is not None
-        touch(node)
+        self.access_times.touch(node)
         return node.content.read_into(offset, buffer)
 
     def write(self, handle: int, offset: int, data: memoryview) -> int:
@@ -325,7 +328,7 @@ class Filesystem:
         if start == 0:
             assert node.entries is not None
             directory.entries = list(node.entries)
-            touch(node)
+            self.access_times.touch(node)
         for position, (name, special) in enumerate(((b".", node), (b"..", node.parent or node))):
             if position >= start:
                 yield position + 1, name, special

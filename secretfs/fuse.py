@@ -327,7 +327,8 @@ class Operations(pyfuse3.Operations):
     def _publish(self, handle: int) -> None:
         """Let the shim answer further reads and writes of this file."""
         if self._fast is not None:
-            self._fast.publish(self._filesystem.opened(handle).node)
+            node = self._filesystem.opened(handle).node
+            self._fast.publish(node, self._filesystem.access_times.fresh_until(node))
 
     def catch_up(self) -> None:
         """Take over what the shim has answered since Python answered last, and close what was opened in vain."""

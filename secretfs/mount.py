@@ -20,15 +20,17 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from secretfs import attach, daemon, mountinfo
+from secretfs import attach, budget, daemon, mountinfo
 from secretfs.daemon import MountOptions
 from secretfs.errors import MountError, SecretFSError
 from secretfs.mountpoint import open_mountpoint
 from secretfs.process import close_descriptors, harden, leave_terminal, log_to, notify_ready
+from secretfs.quoting import printable, quoted
 from secretfs.session import ENDING
 
 __all__ = ["Failure", "mount_detached", "mount_foreground"]
 
+_DIED = "see the system log; if the kernel was out of memory, `dmesg` has it"
 Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def mount_detached(options: MountOptions) -> dict[str, Any]:
         os.waitpid(child, 0)
         raise
     if not answer:
-        raise MountError("the process that was to mount has died", hint="see the system log")
+        raise MountError("the process that was to mount has died", hint=_DIED)
     message: dict[str, Any] = json.loads(answer)
     if "failed" in message:
         os.waitpid(child, 0)
@@ -125,6 +127,7 @@ class _Parent:
         self._device = ""  # major:minor, once it is mounted
         attach.require_fuse()
         self._directory, self._path = open_mountpoint(options.path, force=options.force)
+        budget.require_memory()
         self._wake = _wake_on_signals()
         self._channel, self._daemon = _fork_daemon(options)
 
@@ -146,8 +149,8 @@ class _Parent:
         self._expect("prepared")
         try:
             device = attach.attach(
-                self._directory, self._path, allow_other=self._options.allow_other,
-                allow_dev=self._options.allow_dev, allow_suid=self._options.allow_suid,
+                self._directory, self._path, source=self._options.source, allow_other=self._options.allow_other,
+                flags=self._options.mount_flags(),
             )  # fmt: skip
         finally:
             os.close(self._directory)
@@ -158,18 +161,18 @@ class _Parent:
         finally:
             os.close(device)
         summary = self._expect("ready")
-        log.info("mounted on %s, backend %s", self._path, summary["backend"])
+        log.info("mounted on %s, backend %s", printable(self._path), summary["backend"])
         self._report({**summary, "mountpoint": self._path})
 
     def _expect(self, kind: str) -> Any:
         """Wait for one message of the daemon's."""
         message = self._receive()
         if message is None:
-            raise MountError("the daemon died before the mount was ready", hint="see the system log")
+            raise MountError("the daemon died before the mount was ready", hint=_DIED)
         if "failed" in message:
             raise Failure(**message["failed"])
         if kind not in message:
-            raise MountError("the mount was stopped by a signal before it was ready")
+            raise MountError("the mount was stopped by a signal before it was ready", hint="mount again")
         return message[kind]
 
     def _wait(self) -> None:
@@ -212,7 +215,7 @@ class _Parent:
         try:
             attach.detach(mount.mountpoint, lazy=True)
         except SecretFSError as error:
-            log.error("%s; secretfs umount %s clears it", error, mount.mountpoint)
+            log.error("%s; secretfs umount %s clears it", error, quoted(mount.mountpoint))
 
     def _reap(self) -> int:
         """Close the channel, which ends a daemon that still waits for its descriptor, and return how it ended."""

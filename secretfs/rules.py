@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import stat
 import time
+from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
 from secretfs.errors import FileError
 from secretfs.nodes import Node
 
-__all__ = ["Caller", "Changes", "Statistics", "check_replaceable", "drop_privileges", "touch"]
+__all__ = ["AccessTimes", "Caller", "Changes", "Statistics", "check_replaceable", "drop_privileges"]
 
-DAY = 24 * 3600 * 10**9
+NANO = 10**9
+DAY = 24 * 3600 * NANO
+NEVER = (1 << 62) * NANO
 
 
 class Caller(Protocol):
@@ -70,8 +73,29 @@ def drop_privileges(node: Node) -> None:
             node.mode &= ~stat.S_ISGID
 
 
-def touch(node: Node) -> None:
-    """Set the access time as the mount option relatime does: when it is older than a change, or than a day."""
-    now = time.time_ns()
-    if node.atime <= node.mtime or node.atime <= node.ctime or now - node.atime > DAY:
-        node.atime = now
+class AccessTimes:
+    """When reading sets an access time. The kernel leaves that to us, so the flags of the mount are followed here."""
+
+    def __init__(self, flags: Collection[str] = ()) -> None:
+        """Follow noatime, nodiratime and strictatime, as mount(8) has them; relatime where there is none of them."""
+        self._strict = "strictatime" in flags
+        self._never = "noatime" in flags and not self._strict
+        self._never_directories = self._never or "nodiratime" in flags
+
+    def touch(self, node: Node) -> None:
+        """`node` has been read."""
+        now = time.time_ns()
+        if self._due_after(node) < now:
+            node.atime = now
+
+    def fresh_until(self, node: Node) -> int:
+        """Until when (seconds since 1970) reading `node` changes nothing; 0 if not even now."""
+        return self._due_after(node) // NANO
+
+    def _due_after(self, node: Node) -> int:
+        """relatime: an access time is set when it is older than a change, or than a day."""
+        if self._never_directories if node.is_dir() else self._never:
+            return NEVER
+        if self._strict or node.atime <= max(node.mtime, node.ctime):
+            return 0
+        return node.atime + DAY

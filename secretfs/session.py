@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["ENDING", "Session"]
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_EXTRA = "pip install 'memfd-secretfs[mount]' (needs gcc, python3-dev, pkg-config and libfuse3-dev)"
+_EXTRA = (
+    f"{sys.executable} -m pip install pyfuse3 trio (needs gcc, python3-dev, pkg-config and libfuse3-dev), "
+    "or in a clone of the repository: sudo make install"
+)
 
 log = logging.getLogger(__name__)
 

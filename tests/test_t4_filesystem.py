@@ -191,6 +191,17 @@ def test_reading_is_seen_in_atime_as_with_relatime(fs) -> None:
         assert (node.atime != atime) == moves
 
 
+def test_flags_of_the_mount_reach_reading(fake) -> None:
+    """Under noatime a read moves nothing, however old the access time is."""
+    fs = Filesystem(fake, size=MIB, max_files=9, uid=1000, gid=1000, reserve=False, flags=("noatime",))
+    handle, node = fs.create(ROOT, b"f", 0o600, 0, ME)
+    node.atime = 5
+    read(fs, handle)
+    list(fs.readdir(fs.opendir(ROOT), 0))
+    root = fs.getattr(ROOT)
+    assert (node.atime, root.atime) == (5, min(root.atime, root.mtime))
+
+
 def test_file_lives_as_long_as_a_handle(fs) -> None:
     """A file that was unlinked while open can be read and written; closing wipes it and opening is ESTALE."""
     handle, node = fs.create(ROOT, b"f", 0o600, 0, ME)

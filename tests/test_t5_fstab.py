@@ -110,6 +110,90 @@ def test_fstab(mount: Mount, path: Path, tmp_path: Path) -> None:
 
 
 @needs_root
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["secretfs", "none", "two,words\\040here"])
+def test_mount_all_twice(mount: Mount, path: Path, tmp_path: Path, source: str) -> None:
+    """`mount -a` knows a line that is mounted already by its source, whatever that is called."""
+    fstab = tmp_path / "fstab"
+    fstab.write_text(f"{source} {path} fuse.secretfs size=64K 0 0\n")
+    for _ in range(2):
+        done = mount("-T", fstab, "-a")
+        assert (done.returncode, done.stderr) == (0, "")
+    assert Path("/proc/self/mountinfo").read_text(encoding="utf-8").count(f" {path} ") == 1
+    assert subprocess.run(["umount", path], check=False).returncode == 0
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ("noexec,noatime", {"rw", "noexec", "noatime", "nosuid", "nodev"}),
+        ("ro", {"ro", "nosuid", "nodev", "relatime"}),
+        ("user", {"rw", "noexec", "nosuid", "nodev", "relatime"}),
+        (
+            "user,exec,rw,sync,nodiratime,nosymfollow",
+            {"rw", "nosuid", "nodev", "nodiratime", "relatime", "nosymfollow"},
+        ),
+        ("allow_dev,allow_suid,strictatime,spin=0", {"rw"}),
+    ],
+)
+def test_flags_of_the_mount(mount: Mount, path: Path, options: str, shown: set[str]) -> None:
+    """fstab's own words that make a mount stricter are honoured by the kernel; the last of two counts."""
+    done = mount("-t", "fuse.secretfs", "secretfs", path, "-o", f"size=64K,{options}")
+    assert done.returncode == 0, done.stderr
+    line = mount_line(path)
+    assert line is not None
+    assert set(line.split()[5].split(",")) == shown
+    assert ("sync" in line.split()[-1].split(",")) == ("sync" in options)
+
+
+@needs_root
+@pytest.mark.slow
+def test_flags_do_what_they_say(mount: Mount, path: Path) -> None:
+    """Under noexec nothing is executed, and under noatime reading leaves no trace, however often."""
+    assert mount("-t", "fuse.secretfs", "secretfs", path, "-o", "noexec,noatime").returncode == 0
+    program = path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    os.utime(program, ns=(1_000, 2_000))
+    with pytest.raises(PermissionError):
+        subprocess.run([program], check=False)
+    for _ in range(2):
+        assert program.read_text() == "#!/bin/sh\n"
+    assert program.stat().st_atime_ns == 1_000
+
+
+BY_A_USER = """
+printf '%s %s fuse.secretfs user,noauto,backend=emulator,size=1M,noatime 0 0\\n' secretfs "$1" >/mnt/fstab
+mount --bind /mnt/fstab /etc/fstab
+exec setpriv --reuid=65534 --regid=65534 --clear-groups \\
+    sh -c 'mount "$1" && echo works >"$1/f" && cat "$1/f" && grep -F " $1 " /proc/self/mountinfo
+    "$0" umount "$1"' "$0" "$1"
+"""
+
+
+@needs_root
+@pytest.mark.slow
+def test_fstab_line_for_users(helper: Path) -> None:
+    """With the word `user` in fstab an ordinary user mounts on their directory, with the flags that it implies."""
+    with public_directory() as folder:
+        path = folder / "mnt"
+        path.mkdir()
+        os.chown(path, NOBODY, NOBODY)
+        script = f"mount -t tmpfs none /mnt\n{BY_A_USER}"
+        done = subprocess.run(
+            box(["sh", "-c", script, SECRETFS, str(path)]), capture_output=True, text=True, timeout=PATIENCE, cwd="/",
+            env=clean_environment(), check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        works, line = done.stdout.splitlines()
+        assert works == "works"
+        assert {"noexec", "nosuid", "nodev", "noatime"} <= set(line.split()[5].split(","))
+        assert done.stderr.endswith("1 file destroyed\n")
+
+
+@needs_root
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -117,7 +201,10 @@ def test_fstab(mount: Mount, path: Path, tmp_path: Path) -> None:
         ("size=1M,nonsense", 1, "unknown mount option 'nonsense'"),
         ("size", 1, "unknown mount option 'size'"),
         ("size=much", 1, "'size=much'"),
-        ("max_files=x", 1, "'max_files=x'"),
+        ("max_files=x", 1, "'max_files=x' cannot be read: 'x' is not a number of files"),
+        ("max_files=-3", 1, "'-3' is not a number of files"),
+        ("spin=20000", 1, "'20000' is not a number of microseconds"),
+        ("remount", 1, "cannot be changed while it is mounted"),
         ("backend=nonsense", 32, "there is no backend named 'nonsense'"),
     ],
 )
