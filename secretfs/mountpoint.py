@@ -9,6 +9,7 @@ import stat
 
 from secretfs import attach, mountinfo
 from secretfs.errors import MountpointError
+from secretfs.quoting import quoted
 
 __all__ = ["open_mountpoint"]
 
@@ -24,8 +25,9 @@ def open_mountpoint(path: str, *, force: bool) -> tuple[int, str]:
     """
     _clear_dead(path)
     path = mountinfo.settled_path(path)
-    if mountinfo.find(path) is not None:
-        raise MountpointError(f"a secretfs is mounted on {path!r} already", hint=f"secretfs umount {path}")
+    mount = mountinfo.find(path)
+    if mount is not None:
+        raise MountpointError(f"a secretfs is mounted on {path!r} already", hint=_how_to_clear(mount))
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -52,12 +54,22 @@ def _clear_dead(path: str) -> None:
             attach.detach(mount.mountpoint, lazy=True)
 
 
+def _how_to_clear(mount: mountinfo.Mount) -> str:
+    if os.geteuid() in (0, mount.user_id):
+        return f"secretfs umount {quoted(mount.mountpoint)}"
+    return f"mount elsewhere: that one is of uid {mount.user_id}, and only its owner and root unmount it"
+
+
 def _unusable(path: str, error: OSError) -> MountpointError:
     if error.errno == errno.ENOENT:
-        return MountpointError(f"the mountpoint {path!r} does not exist", hint=f"mkdir {path}")
+        flag = "" if os.path.isdir(os.path.dirname(path)) else "-p "
+        return MountpointError(f"the mountpoint {path!r} does not exist", hint=f"mkdir {flag}{quoted(path)}")
+    reason = os.strerror(error.errno or 0).lower()
+    if error.errno == errno.ENOTDIR and os.path.islink(path):
+        error.errno, reason = errno.ELOOP, "the symbolic link leads in a circle"
     if error.errno == errno.ENOTDIR:
-        return MountpointError(f"the mountpoint {path!r} is not a directory")
-    return MountpointError(f"the mountpoint {path!r} cannot be opened: {os.strerror(error.errno or 0).lower()}")
+        return MountpointError(f"the mountpoint {path!r} is not a directory", hint="name an empty directory")
+    return MountpointError(f"the mountpoint {path!r} cannot be opened: {reason}", hint="name a directory of your own")
 
 
 def _require_empty(fd: int, path: str) -> None:
@@ -74,23 +86,77 @@ def _require_empty(fd: int, path: str) -> None:
 
 
 def _require_trusted_parents(path: str) -> None:
-    """For root: nobody else may be able to rename the mountpoint away and put something else in its place."""
+    """For root: nobody else may be able to put something else in the mountpoint's place.
+
+    Renaming it away is one way. Removing it is another: rmdir(2) in a mount namespace that has no copy of the mount
+    takes the mount away in all of them (kernel commit 8ed936b5671b).
+    """
     if os.geteuid() != 0:
         return
-    trusted = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
-    parent = os.path.dirname(path)
-    while True:
-        status = os.stat(parent)
-        if status.st_uid not in trusted:
-            raise MountpointError(
-                f"the mountpoint {path!r} is under {parent!r}, whose owner (uid {status.st_uid}) could replace it",
-                hint="mount under a directory of root's, or use --force",
-            )
-        if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-            raise MountpointError(
-                f"the mountpoint {path!r} is under {parent!r}, in which everybody may rename it",
-                hint=f"chmod o-w {parent}, mount elsewhere, or use --force",
-            )
-        if parent == "/":
-            return
-        parent = os.path.dirname(parent)
+    below = path
+    while below != "/":
+        parent = os.path.dirname(below)
+        _require_trusted_owner(path, parent, os.stat(parent))
+        _require_closed(path, parent, os.lstat(below))
+        below = parent
+
+
+def _require_trusted_owner(path: str, place: str, status: os.stat_result) -> None:
+    if status.st_uid in _trusted_users():
+        return
+    owner = f"uid {status.st_uid}" if _is_known(status.st_uid) else "whom this user namespace does not know"
+    raise MountpointError(
+        f"the mountpoint {path!r} is under {place!r}, whose owner ({owner}) could replace it",
+        hint="mount under a directory of root's, or use --force",
+    )
+
+
+def _require_closed(path: str, parent: str, child: os.stat_result) -> None:
+    """Nobody else may change what is in `parent`; where the sticky bit keeps them to what they own, that is enough."""
+    who = _others_who_write(parent)
+    if not who:
+        return
+    if not os.stat(parent).st_mode & stat.S_ISVTX:
+        raise MountpointError(
+            f"the mountpoint {path!r} is under {parent!r}, in which {who} may rename it",
+            hint=f"chmod go-w {quoted(parent)}, mount elsewhere, or use --force",
+        )
+    if child.st_uid not in _trusted_users():
+        raise MountpointError(
+            f"the mountpoint {path!r} is under {parent!r}, in which uid {child.st_uid} may remove what leads to it",
+            hint="mount under a directory that only root can write, or use --force",
+        )
+
+
+def _others_who_write(directory: str) -> str:
+    """Who but the owner and the caller's own group may write in `directory`, or ""."""
+    status = os.stat(directory)
+    if status.st_mode & stat.S_IWOTH:
+        return "everybody"
+    if not status.st_mode & stat.S_IWGRP:  # with an access control list this bit is its mask (acl(5))
+        return ""
+    with contextlib.suppress(OSError):
+        if "system.posix_acl_access" in os.listxattr(directory):
+            return "somebody on its access control list"
+    return "" if status.st_gid in _trusted_groups() else f"the group {status.st_gid}"
+
+
+def _trusted_users() -> set[int]:
+    """Root, the caller, and who called sudo."""
+    sudo = os.environ.get("SUDO_UID", "")
+    return {0, os.getuid()} | ({int(sudo)} if sudo.isdecimal() else set())
+
+
+def _trusted_groups() -> set[int]:
+    """The groups of root and of the caller, and that of who called sudo if it is theirs alone: adduser(8) gives those
+    the number of the user, while a group such as users has others in it."""
+    sudo = os.environ.get("SUDO_GID", "")
+    private = sudo.isdecimal() and sudo == os.environ.get("SUDO_UID")
+    return {0, os.getgid()} | ({int(sudo)} if private else set())
+
+
+def _is_known(uid: int) -> bool:
+    """Whether this user namespace has that user; the kernel shows all others as one (user_namespaces(7))."""
+    with open("/proc/self/uid_map", encoding="ascii") as lines:
+        ranges = [tuple(map(int, line.split())) for line in lines]
+    return any(first <= uid < first + count for first, _, count in ranges)
