@@ -6,19 +6,24 @@ import argparse
 import json
 import platform
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secretfs import registry
 from secretfs.console import note, warn
 from secretfs.errors import MountError, MountpointError, NotMounted, SecretFSError, UsageError
-from secretfs.native import preload_state, shim_state
+from secretfs.quoting import one_line, printable
 from secretfs.sizes import human_size
+
+if TYPE_CHECKING:
+    from secretfs.status import Unmounted
 
 __all__ = ["backends", "completion", "install_mount_helper", "mount", "mount_and_warn", "status", "umount", "version"]
 
 
 def native() -> dict[str, bool | str]:
     """Native parts: True, or why they are missing and what brings them in."""
+    from secretfs.native import preload_state, shim_state  # 3 MiB: a cgroup that a mount has filled has few left
+
     return {"shim": shim_state(), "preload": preload_state()}
 
 
@@ -46,7 +51,7 @@ def _options(words: dict[str, Any]) -> Any:
     from secretfs.daemon import MountOptions
 
     if os.geteuid() != 0 and (words.get("allow_dev") or words.get("allow_suid")):
-        raise UsageError("only root may use --allow-dev and --allow-suid")
+        raise UsageError("only root may use --allow-dev and --allow-suid", hint="leave them out, or mount as root")
     try:
         path = os.path.abspath(words.pop("path"))
     except OSError as error:
@@ -66,12 +71,21 @@ def umount(arguments: argparse.Namespace) -> int:
     """secretfs umount."""
     from secretfs.status import unmount
 
-    files = unmount(arguments.path, lazy=arguments.lazy)
-    if files is None:
-        print("secretfs: cleared a mount whose daemon was dead; its files were gone already", file=sys.stderr)
-    else:
-        print(f"secretfs: {files} file{'' if files == 1 else 's'} destroyed", file=sys.stderr)
+    done = unmount(arguments.path, lazy=arguments.lazy)
+    print(f"secretfs: {_unmounted_text(done)}", file=sys.stderr)
     return 0
+
+
+def _unmounted_text(done: Unmounted) -> str:
+    if done.daemon_was_dead:
+        return "cleared a mount whose daemon was dead; its files were gone already"
+    if done.files is None:
+        return (
+            "unmounted, but its daemon does not answer: its files will be destroyed when that ends (kill it:"
+            " `pgrep -af secretfs` lists it)"
+        )
+    files, them = (f"{done.files} files", "them") if done.files != 1 else ("1 file", "it")
+    return f"{files} {'destroyed' if done.wiped else f'will be destroyed when what uses {them} is closed'}"
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -123,7 +137,7 @@ def _status_text(answer: dict[str, Any]) -> str:
         "owner": f"uid {answer['uid']}",
         "native shim": "yes" if shim is True else f"no: {shim}",
     }
-    return "\n".join([answer["mountpoint"], *(f"  {name + ':':<16}{value}" for name, value in rows.items())])
+    return "\n".join([printable(answer["mountpoint"]), *(f"  {name + ':':<16}{value}" for name, value in rows.items())])
 
 
 def backends(arguments: argparse.Namespace) -> int:
@@ -154,10 +168,12 @@ def backends(arguments: argparse.Namespace) -> int:
 
 
 def _backend_text(row: dict[str, Any]) -> str:
-    state = ("usable, chosen" if row["chosen"] else "usable") if row["usable"] else f"not usable: {row['reason']}"
+    state = f"not usable: {one_line(row['reason'])}"
+    if row["usable"]:
+        state = "usable, chosen" if row["chosen"] else "usable"
     held = [name for name, holds in row["guarantees"].items() if holds]
     lines = [f"{row['name']}: {state}", f"  guarantees: {', '.join(held) or 'nothing'}"]
-    return "\n".join(lines + ([f"  remedy: {row['hint']}"] if row["hint"] else []))
+    return "\n".join(lines + ([f"  remedy: {one_line(row['hint'])}"] if row["hint"] else []))
 
 
 def install_mount_helper(arguments: argparse.Namespace) -> int:
@@ -173,7 +189,13 @@ def completion(arguments: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError as error:
-        raise UsageError("completion scripts are made by shtab, which is missing", hint="pip install shtab") from error
+        raise UsageError(
+            "completion scripts are made by shtab, which is missing", hint=f"{sys.executable} -m pip install shtab"
+        ) from error
+    if arguments.shell not in shtab.SUPPORTED_SHELLS:
+        raise UsageError(
+            f"this version of shtab knows no {arguments.shell}", hint=f"{sys.executable} -m pip install --upgrade shtab"
+        )
     from secretfs.cli import build_parser
 
     print(shtab.complete(build_parser(), shell=arguments.shell))

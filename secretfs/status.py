@@ -12,17 +12,20 @@ import json
 import os
 import select
 import signal
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from secretfs import attach, mountinfo
-from secretfs.errors import MountError, NotMounted
+from secretfs.errors import MountBusy, MountError, NotMounted
 from secretfs.mountinfo import Mount
+from secretfs.quoting import quoted
 
-__all__ = ["status_of", "unmount", "visible_mounts"]
+__all__ = ["Unmounted", "status_of", "unmount", "visible_mounts"]
 
+STATUS, PID = "user.secretfs.status", "user.secretfs.pid"
 PATIENCE = 10.0
 """Seconds to wait for an answer, and for a daemon to finish wiping."""
+PATIENCE_LAZY = 2.0
+"""Seconds to wait for either where the caller wants it out of the tree in any case."""
 
 
 def visible_mounts() -> list[Mount]:
@@ -35,17 +38,28 @@ def status_of(mount: Mount) -> dict[str, Any]:
     """What `secretfs status --json` shows of one mount.
 
     Raises:
+        NotMounted: it is somebody else's.
         MountError: it does not answer, and why.
     """
-    answer = _ask(mount, lambda: os.getxattr(mount.mountpoint, "user.secretfs.status"))
+    _require_owner(mount, "ask it")
+    answer = _ask(mount, STATUS, PATIENCE)
     return {"mountpoint": mount.mountpoint, **json.loads(answer)}
 
 
-def unmount(path: str, *, lazy: bool) -> int | None:
-    """Unmount the caller's secretfs at `path` and wait until it is wiped.
+class Unmounted(NamedTuple):
+    """What an unmount has come to."""
 
-    Returns:
-        How many files that destroyed, or None where its daemon was dead already.
+    files: int | None
+    """How many files there were; None where nobody could tell."""
+    wiped: bool
+    """Whether they are gone; else they go when what uses them is closed."""
+    daemon_was_dead: bool = False
+
+
+def unmount(path: str, *, lazy: bool) -> Unmounted:
+    """Unmount the caller's secretfs at `path`, and wait until it is wiped.
+
+    With `lazy` it is taken out of the tree whatever its daemon and its files are doing.
 
     Raises:
         NotMounted: nothing of the caller's is mounted there.
@@ -55,26 +69,46 @@ def unmount(path: str, *, lazy: bool) -> int | None:
     mount = mountinfo.find(path)
     if mount is None:
         raise NotMounted(f"no secretfs is mounted on {path!r}", hint="`secretfs status` lists what is mounted")
-    if os.geteuid() not in (0, mount.user_id):
-        raise NotMounted(
-            f"the secretfs on {path!r} belongs to uid {mount.user_id}", hint="only its owner and root unmount it"
-        )
+    _require_owner(mount, "unmount it")
     try:
-        files: int | None = int(status_of(mount)["files"])
-        pid = int(_ask(mount, lambda: os.getxattr(mount.mountpoint, "user.secretfs.pid")))
+        patience = PATIENCE_LAZY if lazy else PATIENCE
+        files = int(json.loads(_ask(mount, STATUS, patience))["files"])
+        pid = int(_ask(mount, PID, patience))
     except MountError as error:
-        if error.errno not in (errno.ENOTCONN, errno.ECONNREFUSED):  # its daemon is dead, or never came to serve it
+        dead = error.errno in (errno.ENOTCONN, errno.ECONNREFUSED)  # its daemon is dead, or never came to serve it
+        if not dead and not lazy:
             raise
-        files, pid, lazy = None, 0, True
+        attach.detach(mount.mountpoint, lazy=True)
+        return Unmounted(None, wiped=dead, daemon_was_dead=dead)
     with _Watched(pid) as daemon_process:
-        attach.detach(mount.mountpoint, lazy=lazy)
-        if not lazy and not daemon_process.has_ended():
+        if lazy:
+            return Unmounted(files, wiped=_detach_lazily(mount) and daemon_process.has_ended(PATIENCE_LAZY))
+        attach.detach(mount.mountpoint, lazy=False)
+        if not daemon_process.has_ended(PATIENCE):
             raise MountError(
                 f"{mount.mountpoint!r} is unmounted here, but its files are not wiped yet: it is still mounted in "
-                "another mount namespace (a container, a service, unshare)",
-                hint=f"end that one, or wipe them now: kill {pid}",
+                f"another mount namespace (a container, a service, unshare), and process {pid} serves it",
+                hint=f"end that one, or wipe them now: kill {pid} (`pgrep -af secretfs` still lists it later)",
             )
-    return files
+    return Unmounted(files, wiped=True)
+
+
+def _detach_lazily(mount: Mount) -> bool:
+    """Detach it, and return whether nothing was in use."""
+    try:
+        attach.detach(mount.mountpoint, lazy=False)
+    except MountBusy:
+        attach.detach(mount.mountpoint, lazy=True)
+        return False
+    return True
+
+
+def _require_owner(mount: Mount, deed: str) -> None:
+    if os.geteuid() not in (0, mount.user_id):
+        raise NotMounted(
+            f"the secretfs on {mount.mountpoint!r} belongs to uid {mount.user_id}",
+            hint=f"only its owner and root can {deed}",
+        )
 
 
 class _Watched:
@@ -86,9 +120,9 @@ class _Watched:
         except OSError:
             self._fd = -1  # another pid namespace: its number means nothing here
 
-    def has_ended(self) -> bool:
+    def has_ended(self, patience: float) -> bool:
         """Wait for its end; a process that cannot be watched is believed to have ended."""
-        return self._fd < 0 or bool(select.select([self._fd], [], [], PATIENCE)[0])
+        return self._fd < 0 or bool(select.select([self._fd], [], [], patience)[0])
 
     def __enter__(self) -> _Watched:
         return self
@@ -98,8 +132,8 @@ class _Watched:
             os.close(self._fd)
 
 
-def _ask(mount: Mount, question: Callable[[], bytes]) -> bytes:
-    """Put `question` in a child process that has become the mount's user."""
+def _ask(mount: Mount, question: str, patience: float) -> bytes:
+    """Ask for the attribute `question` in a child process that has become the mount's user."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -107,7 +141,7 @@ def _ask(mount: Mount, question: Callable[[], bytes]) -> bytes:
     os.close(writer)
     answer = b""
     try:
-        while select.select([reader], [], [], PATIENCE)[0]:
+        while select.select([reader], [], [], patience)[0]:
             chunk = os.read(reader, 65536)
             if not chunk:
                 break
@@ -115,7 +149,8 @@ def _ask(mount: Mount, question: Callable[[], bytes]) -> bytes:
         else:
             os.kill(pid, signal.SIGKILL)
             raise MountError(
-                f"the mount on {mount.mountpoint!r} does not answer", hint=f"secretfs umount --lazy {mount.mountpoint}"
+                f"the mount on {mount.mountpoint!r} does not answer",
+                hint=f"wait, or take it out of the tree: secretfs umount --lazy {quoted(mount.mountpoint)}",
             )
     finally:
         os.close(reader)
@@ -125,7 +160,7 @@ def _ask(mount: Mount, question: Callable[[], bytes]) -> bytes:
     raise _no_answer(mount, int(answer[1:] or errno.EIO))
 
 
-def _answer(mount: Mount, question: Callable[[], bytes], writer: int) -> None:
+def _answer(mount: Mount, question: str, writer: int) -> None:
     """The child: "+" and the answer, or "-" and an errno. Never returns."""
     code = 1
     try:
@@ -134,7 +169,7 @@ def _answer(mount: Mount, question: Callable[[], bytes], writer: int) -> None:
                 os.setgroups([])
                 os.setgid(mount.group_id)
                 os.setuid(mount.user_id)
-            os.write(writer, b"+" + question())
+            os.write(writer, b"+" + os.getxattr(mount.mountpoint, question))
             code = 0
         except OSError as error:
             os.write(writer, b"-%d" % (error.errno or errno.EIO))
@@ -145,9 +180,13 @@ def _answer(mount: Mount, question: Callable[[], bytes], writer: int) -> None:
 def _no_answer(mount: Mount, code: int) -> MountError:
     if code == errno.ENOTCONN:
         error = MountError(
-            f"the daemon of the mount on {mount.mountpoint!r} is dead", hint=f"secretfs umount {mount.mountpoint}"
+            f"the daemon of the mount on {mount.mountpoint!r} is dead",
+            hint=f"secretfs umount {quoted(mount.mountpoint)}",
         )
     else:
-        error = MountError(f"the mount on {mount.mountpoint!r} cannot be asked: {os.strerror(code).lower()}")
+        error = MountError(
+            f"the mount on {mount.mountpoint!r} cannot be asked: {os.strerror(code).lower()}",
+            hint="look at what its daemon has logged (syslog, or the terminal of --foreground)",
+        )
     error.errno = code
     return error

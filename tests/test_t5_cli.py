@@ -120,7 +120,7 @@ def test_status_of_all(mount: Mounted, tmp_path: Path) -> None:
         shown = [one["mountpoint"] for one in answer["mounts"]]
         assert {os.path.realpath(mount.path), os.path.realpath(second.path)} <= set(shown)
         text = secretfs("status").stdout
-        assert {str(mount.path), str(second.path)} <= set(text.splitlines())
+        assert {os.path.realpath(mount.path), os.path.realpath(second.path)} <= set(text.splitlines())
     assert str(second.path) not in secretfs("status").stdout
 
 
@@ -154,13 +154,23 @@ def test_directories_are_found_however_they_are_named(mount: Mounted, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["with space", "new\nline", "back\\slash", "tab\there", "ünïcode", "-dash", "#hash"])
-def test_odd_mountpoints(tmp_path: Path, name: str) -> None:
-    """Any name of a mountpoint works: /proc/self/mountinfo escapes some bytes."""
-    path = tmp_path / name
+@pytest.mark.parametrize(
+    "name",
+    ["with space", "new\nline", "back\\slash", "tab\there", "ünïcode", "-dash", "#hash", "esc\x1b[31m", b"\xff bytes"],
+    ids=repr,
+)
+def test_odd_mountpoints(tmp_path: Path, name: str | bytes) -> None:
+    """Any name of a mountpoint works: /proc/self/mountinfo escapes some bytes. None reaches a terminal as it is."""
+    path = tmp_path / os.fsdecode(name)
     path.mkdir()
     assert secretfs("mount", "--size", "64K", path).returncode == 0
     answer = json.loads(secretfs("status", "--json", path).stdout)
+    shown = [*secretfs("status", path).stdout.splitlines(), *secretfs("mount", path).stderr.splitlines()]
+    assert all(line.isprintable() for line in shown)
+    assert shown[1].startswith("  backend:")
+    assert shown[-1].startswith("secretfs: hint: ")
+    words = ["bash", "-c", 'secretfs() { printf %s "$2"; }; ' + shown[-1].removeprefix("secretfs: hint: ")]
+    assert subprocess.run(words, capture_output=True, check=True).stdout == os.fsencode(os.path.realpath(path))
     done = secretfs("umount", path)
     assert (done.returncode, done.stderr) == (0, "secretfs: 0 files destroyed\n")
     assert [one["mountpoint"] for one in answer["mounts"]] == [os.path.realpath(path)]
@@ -222,6 +232,17 @@ def test_default_size(tmp_path: Path) -> None:
         if answer["lock_limit"] is not None:
             room = min(room, answer["lock_limit"] - (3 << 20))
         assert room - (64 << 10) <= answer["size"] <= room
+
+
+@pytest.mark.slow
+def test_cached_names_what_is_lost(tmp_path: Path) -> None:
+    """--cached warns, with the guarantees that are lost; the emulator has none to lose, and there is no empty list."""
+    with Mounted(tmp_path / "emulator", "--cached", "--backend", "emulator") as mounted:
+        assert mounted.said.stderr == "secretfs: warning: --cached keeps plaintext in the page cache\n"
+    with Mounted(tmp_path / "auto", "--cached") as mounted:
+        warning = mounted.said.stderr.splitlines()[-1]
+        assert warning.startswith("secretfs: warning: --cached keeps plaintext in the page cache")
+        assert ("; not guaranteed: off_direct_map, " in warning) == (EXPECTED == "kernel")
 
 
 # The choice of a backend
@@ -344,7 +365,7 @@ def test_bash_completes(words: list[str], expected: list[str]) -> None:
     assert sorted(done.stdout.split()) == sorted(expected), done.stderr
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish"])
 def test_completion_scripts(shell: str) -> None:
     """A script is printed for each shell that is named; bash's has no syntax error."""
     done = secretfs("completion", shell)
