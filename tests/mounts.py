@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 import secretfs_kernel
+from secretfs import mountinfo
 from secretfs.errors import BackendUnavailable
 
 SECRETFS = os.path.join(os.path.dirname(sys.executable), "secretfs")
@@ -38,11 +39,17 @@ def _leave_mount_namespace() -> None:
     """Let this process mount in a namespace of its own, where it can.
 
     Whoever copies the machine's namespace meanwhile (unshare, containers, another run of these tests) would copy our
-    mounts as well, and a mount that somebody has a copy of does not end when it is unmounted.
+    mounts as well, and a mount that somebody has a copy of does not end when it is unmounted. Of the mounts that are
+    there the namespace is left no copies either: nobody's end is to wait for these tests, and nobody's dead ones are
+    to be told of in them.
     """
-    new_namespace, recursive_private = 0x20000, 0x44000
-    if ROOT and _libc.unshare(new_namespace) == 0:
-        _libc.mount(b"none", b"/", None, ctypes.c_ulong(recursive_private), None)
+    new_namespace, recursive_private, detach = 0x20000, 0x44000, 2
+    if not ROOT or _libc.unshare(new_namespace) != 0:
+        return
+    if _libc.mount(b"none", b"/", None, ctypes.c_ulong(recursive_private), None) != 0:
+        return  # or what is detached here would be in the machine's namespace too
+    for mount in mountinfo.mounts():
+        _libc.umount2(os.fsencode(mount.mountpoint), detach)
 
 
 _leave_mount_namespace()
@@ -149,6 +156,19 @@ def as_user(script: str, *words: str | os.PathLike[str], uid: int = NOBODY, **op
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def expect_refusal(done: subprocess.CompletedProcess[str], code: int, *sentences: str) -> None:
+    """It failed with `code`, printed nothing on stdout, on stderr one error with each of the sentences, and a hint."""
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("secretfs: hint: ")]
+    assert len(errors) == 1, done.stderr
+    message = errors[0].removeprefix("secretfs: error: ")
+    assert message != errors[0], done.stderr
+    assert message[0] == message[0].lower() or message.startswith(("FUSE", "RLIMIT"))
+    assert not message.endswith(".")
+    assert [sentence for sentence in sentences if sentence not in message] == [], message
+    assert "secretfs: hint: " in done.stderr, done.stderr
 
 
 # What is mounted
