@@ -3,7 +3,8 @@
 #
 #   secretfs mount ~/keys && sh examples/ssh/run.sh ~/keys
 #
-# Works as root and as any user (whose sshd can let in only that user). sshd wants every folder above authorized_keys
+# Works as root and as any user who may log in (not as nobody, whose account is locked); a user's sshd can let in only
+# that user. sshd wants every folder above authorized_keys
 # to be writable by nobody else, so a mount below /tmp won't do: see StrictModes in sshd_config(5).
 
 # shellcheck source=examples/common.sh

@@ -1,0 +1,87 @@
+"""The documents against the code: each sentence that the command line ends with is in docs/errors.md, and no other."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import secretfs
+import secretfs_emulator
+import secretfs_kernel
+from secretfs import errors
+from secretfs.errors import SecretFSError
+
+ROOT = Path(__file__).parents[1]
+ERRORS = {name for name in errors.__all__ if issubclass(getattr(errors, name), SecretFSError)}
+ERRORS -= {"BoundsError", "ClosedError", "FileError"}  # for Python authors, and inside a mount
+LIBRARY = {"backend.py", "area.py", "heap.py", "pages.py", "window.py"}
+"""Modules whose errors are for Python authors."""
+SOURCES = sorted(
+    path
+    for package in (secretfs, secretfs_kernel, secretfs_emulator)
+    for path in Path(package.__file__).parent.glob("*.py")
+    if path.name not in LIBRARY
+)
+
+
+def template(node: ast.expr) -> str:
+    """The text that an expression makes, with … for what is known only when it runs."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(template, node.values))
+    return "…"
+
+
+def sentences() -> set[str]:
+    """The first argument of each error that is made."""
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+                if name in ERRORS or (name == "__init__" and path.name == "errors.py"):
+                    found.add(template(node.args[0]))
+    return {sentence for sentence in found if re.search("[a-z]{3}", sentence)}
+
+
+def pattern(sentence: str) -> re.Pattern[str]:
+    """What a row of the table that is about that sentence looks like."""
+    return re.compile(".*".join(map(re.escape, re.split("…+", sentence))))
+
+
+def documented() -> list[str]:
+    """The sentences in the first column of the tables of docs/errors.md."""
+    lines = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.split(" | ")[0] for line in lines if line.startswith("| `")]
+    return [span for cell in cells for span in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_each_error_is_documented() -> None:
+    """docs/errors.md has a row for each sentence."""
+    rows = documented()
+    assert len(sentences()) > 50
+    assert sorted(sentence for sentence in sentences() if not any(map(pattern(sentence).fullmatch, rows))) == []
+
+
+def test_each_row_is_an_error() -> None:
+    """docs/errors.md has no row that nothing says any more."""
+    patterns = [pattern(sentence) for sentence in sentences()]
+    assert [row for row in documented() if not any(each.fullmatch(row) for each in patterns)] == []
+
+
+def test_readme_shows_the_same_sentences() -> None:
+    """What README's short table quotes is quoted from docs/errors.md."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## When it says no")[2].partition("\n## ")[0]
+    quoted = [span for line in section.splitlines() for span in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    whole = documented()
+    assert len(quoted) > 5
+    assert [span for span in quoted if not any(span in row for row in whole) and span != "…"] == []
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link in a document leads to a file that is there."""
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
