@@ -97,6 +97,11 @@ class Mounted:
         (answer,) = json.loads(done.stdout)["mounts"]
         return dict(answer)
 
+    def held(self) -> tuple[int, int]:
+        """Files in it, unlinked ones that are still open included, and the bytes they are charged for."""
+        status = json.loads(os.getxattr(self.path, "user.secretfs.status"))
+        return status["files"], status["bytes"]
+
     def wait_for_end(self) -> None:
         """Return when both processes have ended and the mount is gone."""
         for fd in self._pidfds.values():
