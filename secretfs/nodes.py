@@ -100,13 +100,16 @@ class FileHandle:
 
 
 class DirectoryHandle:
-    """An open directory. `entries` is what it held when reading began: nothing is skipped and nothing comes twice."""
+    """An open directory. `entries` is what it held when reading began: nothing is skipped and nothing comes twice.
+
+    None until then.
+    """
 
     __slots__ = ("entries", "node")
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.entries: list[NodeEntry] = []
+        self.entries: list[NodeEntry] | None = None
 
 
 class Tree:
