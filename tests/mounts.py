@@ -182,9 +182,9 @@ def wait_for_mounts(condition: Callable[[], bool]) -> None:
             assert left > 0 and poll.poll(left * 1000), "the mount table did not come to what was expected"
 
 
-def wait_readable(fd: int) -> None:
+def wait_readable(fd: int, patience: float = PATIENCE) -> None:
     """Return when `fd` is readable: a pidfd when its process has ended."""
-    assert select.select([fd], [], [], PATIENCE)[0], "what was waited for did not happen"
+    assert select.select([fd], [], [], patience)[0], "what was waited for did not happen"
 
 
 def proc_status(pid: int) -> dict[str, str]:

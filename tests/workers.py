@@ -50,12 +50,12 @@ class Worker:
         """Send it a signal; it is our child and not reaped yet, so the pid is its own."""
         os.kill(self.pid, number)
 
-    def end(self) -> int:
+    def end(self, patience: float = PATIENCE) -> int:
         """Wait for its end: an exit code, 0 if the function returned, negative for a signal."""
         if self._code is None:
             fd = os.pidfd_open(self.pid)
             try:
-                wait_readable(fd)
+                wait_readable(fd, patience)
             finally:
                 os.close(fd)
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
