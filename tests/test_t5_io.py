@@ -123,22 +123,23 @@ def test_three_mebibytes_in_one_call(here: Path, offset: int) -> None:
 
 @needs_root
 @pytest.mark.slow
-def test_sixty_four_mebibytes_in_one_call(tmp_path: Path) -> None:
-    """One write of 64 MiB and one read of it; where the size ends the write is short by the rest."""
-    with Mounted(tmp_path / "mnt", "--size", "65M") as mounted:
-        data = mmap.mmap(-1, 64 * MIB)
-        for start in range(0, 64 * MIB, MIB):
+@pytest.mark.parametrize("size", [16, pytest.param(64, marks=pytest.mark.long)])
+def test_many_mebibytes_in_one_call(tmp_path: Path, size: int) -> None:
+    """One write of 16 MiB and more, and one read of it; where the size ends the write is short by the rest."""
+    with Mounted(tmp_path / "mnt", "--size", f"{size + 1}M") as mounted:
+        data = mmap.mmap(-1, size * MIB)
+        for start in range(0, size * MIB, MIB):
             data[start : start + MIB] = noise(MIB - 1) + bytes([start // MIB])
         with open(mounted.path / "f", "w+b", buffering=0) as file:
-            assert os.pwrite(file.fileno(), data, 0) == 64 * MIB
-            back = mmap.mmap(-1, 65 * MIB)
-            assert os.preadv(file.fileno(), [back], 0) == 64 * MIB
-            assert hashlib.sha256(memoryview(back)[: 64 * MIB]).digest() == hashlib.sha256(data).digest()
-            assert os.pwrite(file.fileno(), data, 64 * MIB) == MIB
-            assert os.fstat(file.fileno()).st_size == 65 * MIB
+            assert os.pwrite(file.fileno(), data, 0) == size * MIB
+            back = mmap.mmap(-1, (size + 1) * MIB)
+            assert os.preadv(file.fileno(), [back], 0) == size * MIB
+            assert hashlib.sha256(memoryview(back)[: size * MIB]).digest() == hashlib.sha256(data).digest()
+            assert os.pwrite(file.fileno(), data, size * MIB) == MIB
+            assert os.fstat(file.fileno()).st_size == (size + 1) * MIB
             with pytest.raises(OSError, match="No space left"):
-                os.pwrite(file.fileno(), b"x", 65 * MIB)
-            assert os.pread(file.fileno(), 2 * MIB, 64 * MIB) == data[:MIB]
+                os.pwrite(file.fileno(), b"x", (size + 1) * MIB)
+            assert os.pread(file.fileno(), 2 * MIB, size * MIB) == data[:MIB]
 
 
 def test_between_files_and_sockets(here: Path) -> None:
@@ -171,9 +172,10 @@ def test_between_files_and_sockets(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_handles(here: Path) -> None:
-    """Ten thousand open handles of a thousand files, in several processes, read what they should, names or none."""
-    files, workers = 1000, 10
+@pytest.mark.parametrize("workers", [2, pytest.param(10, marks=pytest.mark.long)])
+def test_thousands_of_handles(here: Path, workers: int) -> None:
+    """Open handles of a thousand files, up to ten thousand in all, read what they should, names or none."""
+    files = 1000
     for number in range(files):
         (here / f"f{number}").write_bytes(b"%d" % number * 40)
 

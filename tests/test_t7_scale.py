@@ -1,7 +1,4 @@
-"""A mount with very many files: nothing is lost in a large directory, and each costs the daemon little memory.
-
-SECRETFS_TEST_LONG=1 (make test-long) makes it 100,000 files.
-"""
+"""A mount with very many files: nothing is lost in a large directory, and each costs the daemon little memory."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ from pathlib import Path
 import pytest
 from mounts import Mounted, have_secretmem, needs_root, proc_status
 
-LONG = bool(os.environ.get("SECRETFS_TEST_LONG"))
-FILES = 100_000 if LONG else 5_000
 LIMIT = 1024
 """Bytes of ordinary memory that a file may take in the daemon, beside the memory that its name and its bytes lie in."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(600)]
+how_many = pytest.mark.parametrize("files", [2_000, pytest.param(100_000, marks=pytest.mark.long)])
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(params=["kernel", "emulator"])
@@ -60,28 +57,30 @@ def ordinary_memory(mount: Mounted) -> int:
 
 
 @needs_root
+@how_many
 @pytest.mark.parametrize("size", [0, 64])
-def test_memory_of_a_file(mount: Mounted, size: int) -> None:
+def test_memory_of_a_file(mount: Mounted, size: int, files: int) -> None:
     """A file takes less than a kibibyte of ordinary memory, and what was taken for files that are gone serves again."""
     before = ordinary_memory(mount)
-    fill(mount.path, FILES, bytes(size))
-    there = (ordinary_memory(mount) - before) / FILES
-    assert mount.held() == (FILES, size * FILES)
-    empty(mount.path, FILES)
+    fill(mount.path, files, bytes(size))
+    there = (ordinary_memory(mount) - before) / files
+    assert mount.held() == (files, size * files)
+    empty(mount.path, files)
     assert mount.held() == (0, 0)
-    fill(mount.path, FILES, bytes(size))
-    again = (ordinary_memory(mount) - before) / FILES
+    fill(mount.path, files, bytes(size))
+    again = (ordinary_memory(mount) - before) / files
     print(f"{size} bytes: {there:.0f} bytes of memory, the second time {again:.0f}")
     assert there < LIMIT and again < LIMIT
-    empty(mount.path, FILES)
+    empty(mount.path, files)
 
 
 @needs_root
-def test_large_directory(tmp_path: Path) -> None:
+@how_many
+def test_large_directory(tmp_path: Path, files: int) -> None:
     """Of all files in a large directory each is found by name and listed once, while others come and go."""
     with Mounted(tmp_path / "mnt", "--size", "32M") as mount:
         folder = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY)
-        names = [f"stays{number}" for number in range(FILES)]
+        names = [f"stays{number}" for number in range(files)]
         for name in names:
             os.mknod(name, dir_fd=folder)
         for name in random.Random(1).sample(names, 1000):
@@ -98,7 +97,7 @@ def test_large_directory(tmp_path: Path) -> None:
         assert len(listed) == len(set(listed))
         assert set(listed) >= set(names)
         listing = subprocess.run(["ls", "-U", mount.path], capture_output=True, text=True, check=True).stdout
-        assert len(set(listing.split()) & set(names)) == FILES
+        assert len(set(listing.split()) & set(names)) == files
         subprocess.run(["find", mount.path, "-mindepth", "1", "-delete"], check=True)
         assert os.listdir(folder) == []
         os.close(folder)
