@@ -8,7 +8,6 @@ import json
 import os
 import random
 import resource
-import sqlite3
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -223,19 +222,6 @@ def test_large_pieces(here: Path) -> None:
         assert os.writev(file.fileno(), [data[:MIB], data[MIB:]]) == len(data)
         assert os.pread(file.fileno(), len(data) + 1, 0) == data
     assert subprocess.run(["cat", here / "f"], capture_output=True, check=True).stdout == data
-
-
-@pytest.mark.slow
-def test_sqlite(here: Path) -> None:
-    """sqlite keeps a data base in the mount: it locks, syncs, truncates and renames."""
-    with sqlite3.connect(here / "data.db") as base:
-        base.execute("create table t (n integer primary key, b blob)")
-        base.executemany("insert into t values (?, ?)", ((n, noise(n)) for n in range(500)))
-    base.close()
-    with sqlite3.connect(here / "data.db") as base:
-        assert base.execute("pragma integrity_check").fetchone() == ("ok",)
-        assert all(blob == noise(n) for n, blob in base.execute("select n, b from t"))
-    base.close()
 
 
 @pytest.fixture(scope="module")
