@@ -36,7 +36,9 @@ def here(mount: Mounted) -> Iterator[Path]:
     yield folder
     expect_windows(folder)
     subprocess.run(["rm", "-rf", folder], check=True)
-    wait_until(lambda: mount.held() == before[0])  # the kernel closes what a process that ended had open in its own time
+    wait_until(
+        lambda: mount.held() == before[0]
+    )  # the kernel closes what a process that ended had open in its own time
     assert descriptors(mount) == before[1]
 
 
@@ -73,7 +75,7 @@ def requests(folder: Path, number: int) -> list[Callable[[], object]]:
             next(entries, None)
 
     return [
-        lambda: shared.read_bytes(),
+        shared.read_bytes,
         lambda: os.pwrite(os.open(shared, os.O_RDWR), data, 0),
         lambda: os.write(os.open(own, os.O_RDWR | os.O_CREAT), data[: 4096 * number]),
         lambda: os.open(own, os.O_RDWR | os.O_CREAT | os.O_TRUNC),
@@ -95,7 +97,7 @@ def prepare(folder: Path) -> None:
 
 
 def test_killed_anywhere(mount: Mounted, here: Path) -> None:
-    """Clients that are killed at any moment leave no handle and no window behind, nor locks, nor do they harm others."""
+    """Clients that are killed at any moment leave no handle, no window and no lock behind, nor harm others."""
     prepare(here)
 
     def restless(number: int, peer: Peer) -> None:
@@ -108,7 +110,9 @@ def test_killed_anywhere(mount: Mounted, here: Path) -> None:
             os.closerange(20, 10_000)
 
     for turn in range(6):
-        with working(*[lambda peer, n=number: restless(n, peer) for number in range(turn * 4, turn * 4 + 4)]) as clients:
+        with working(
+            *[lambda peer, n=number: restless(n, peer) for number in range(turn * 4, turn * 4 + 4)]
+        ) as clients:
             for client in clients:
                 client.hear()
             for client in clients:
@@ -200,7 +204,7 @@ def work(folder: Path) -> None:
 
 
 def test_stopped_client(here: Path) -> None:
-    """While a client that has files, a listing, a lock and a mapping open is stopped, another one works in its files."""
+    """While a client with a file, a listing, a lock and a mapping open is stopped, another one works in its files."""
     prepare(here)
 
     def holder(peer: Peer) -> None:

@@ -50,7 +50,7 @@ def daemon_holds(mount: Mounted) -> tuple[int, list[str]]:
 
 
 class Hammer:
-    """One thread's work. Each method that is listed in `blows` is one thing to do, checks it, and is called at random."""
+    """One thread's work. Each method listed in `blows` does one thing and checks it; they are called at random."""
 
     def __init__(self, top: Path, process: int, thread: int) -> None:
         self.top, self.process, self.thread = top, process, thread

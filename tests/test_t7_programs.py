@@ -1,6 +1,7 @@
 """Programs that people really use, on a real mount: as root and as an ordinary user, on each backend.
 
-The examples are run whole; the tests below them look closer. What a snippet of shell finds wrong makes it fail (set -e), so most tests need no assertion of their own.
+The examples are run whole; the tests below them look closer. What a snippet of shell finds wrong makes it fail
+(set -e), so most tests need no assertion of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from mounts import clean_environment
-from sessions import EXAMPLES, Folder, Session, here, session  # noqa: F401 - the fixtures
+from sessions import EXAMPLES, Folder, Session, here, session
 
 pytestmark = pytest.mark.mount
 
@@ -85,6 +86,8 @@ for name, when in times.items():
     os.utime(name, ns=(when, when), follow_symlinks=False)
 """
 RSYNC = "rsync -aH --modify-window=-1"  # or it takes times within one second for the same
+
+
 @pytest.fixture
 def tree(here: Folder) -> Folder:
     """A folder with one of everything in `tree`; what only root could read is there for root only."""

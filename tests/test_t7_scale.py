@@ -50,7 +50,7 @@ def empty(path: Path, files: int) -> None:
 
 
 def ordinary_memory(mount: Mounted) -> int:
-    """Bytes of the daemon's memory that are not part of an area; those of the kernel's backend are no anonymous memory."""
+    """Bytes of the daemon's memory that are not part of an area; the kernel's areas are not anonymous."""
     status = mount.status()
     locked = 0 if status["backend"] == "kernel" else int(status["locked_bytes"])
     return int(proc_status(mount.daemon)["RssAnon"].split()[0]) * 1024 - locked

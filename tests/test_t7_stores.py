@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from mounts import Mounted
-from sessions import Folder, here, session  # noqa: F401 - the fixtures
+from sessions import Folder, here, session
 from workers import Peer, working
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -181,7 +181,8 @@ def test_git(here: Folder) -> None:
         git rebase -q main; git checkout -q main; git merge -q --ff-only other
         echo changed >>f1; git stash -q; test -z "$(git status --porcelain)"; git stash pop -q
         test "$(git status --porcelain)" = " M f1"; git checkout -q f1
-        git worktree add -q ../beside side; (cd ../beside; test -z "$(git status --porcelain)"); git worktree remove ../beside
+        git worktree add -q ../beside side; test -z "$(git -C ../beside status --porcelain)"
+        git worktree remove ../beside
         git tag -a -m tagged v1
         git gc -q --prune=now; test "$(ls .git/objects/pack/*.pack | wc -l)" = 1
         git fsck --strict --no-progress
@@ -194,7 +195,7 @@ def test_git(here: Folder) -> None:
             git -C $place fsck --no-progress
         done
         test "$(readlink copied/link)" = side; test -x copied/side
-        (cd copied; echo pushed >pushed; git add pushed; git commit -q -m pushed; git push -q origin HEAD:refs/heads/new)
+        (cd copied; echo pushed >pushed; git add .; git commit -q -m pushed; git push -q origin HEAD:refs/heads/new)
         test "$(git -C repository log -1 --format=%s new)" = pushed
         """)
 
