@@ -84,6 +84,11 @@ def others(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, st
         rows = [["milliseconds", *found]]
         rows += [[label, *(f"{found[state][key]:.2f}" for state in found)] for key, label in STARVATION.items()]
         yield "Latency of others while four clients flood the mount", table(rows, markdown=markdown)
+    yield from costs(results, markdown=markdown)
+
+
+def costs(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, str]]:
+    """Titles and tables of what a file costs where there are many."""
     if growth := results.get("growth"):
         files = list(next(iter(next(iter(growth.values())).values())))
         rows = [["µs per file", *(f"{int(number):,}" for number in files), "last / first"]]
@@ -140,8 +145,9 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
 def _measured(facts: dict[str, Any]) -> str:
     """When, on what, and how busy it was."""
     where = f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, Python {facts['python']}"
-    nice = f" and --nice {facts['nice']}" if facts.get("nice") else ""
-    return f"Measured on {facts['date']}: {where}, with a load of {facts['load']} from other programs when it began{nice}.\n"
+    load = f"with a load of {facts['load']} from other programs when it began"
+    nice = f", with --nice {facts['nice']}" if facts.get("nice") else ""
+    return f"Measured on {facts['date']}: {where}, {load}{nice}.\n"
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
