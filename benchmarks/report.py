@@ -17,7 +17,7 @@ STARVATION = {
 }  # fmt: skip
 KINDS = {"create": "empty", "fill": "of 64 bytes"}
 STATES = {"there": "there", "unlinked": "kept after unlink"}
-MEMORY = {"RssAnon": "ordinary memory", "VmRSS": "resident", "locked_bytes": "areas"}
+MEMORY = {"ordinary": "ordinary memory", "VmRSS": "resident", "locked_bytes": "areas"}
 
 
 def table(rows: Sequence[Sequence[str]], *, markdown: bool) -> str:
@@ -84,15 +84,21 @@ def others(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, st
         rows = [["milliseconds", *found]]
         rows += [[label, *(f"{found[state][key]:.2f}" for state in found)] for key, label in STARVATION.items()]
         yield "Latency of others while four clients flood the mount", table(rows, markdown=markdown)
+    yield from costs(results, markdown=markdown)
+
+
+def costs(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, str]]:
+    """Titles and tables of what a file costs where there are many."""
     if growth := results.get("growth"):
         files = list(next(iter(next(iter(growth.values())).values())))
-        rows = [["µs per file", *(f"{int(number):,}" for number in files)]]
+        rows = [["µs per file", *(f"{int(number):,}" for number in files), "last / first"]]
         for system, by_operation in growth.items():
             for operation, cells in by_operation.items():
-                rows.append([f"{operation}, {system}", *(f"{cells[number]:.1f}" for number in files)])
+                ratio = f"{cells[files[-1]] / cells[files[0]]:.2f}"
+                rows.append([f"{operation}, {system}", *(f"{cells[number]:.1f}" for number in files), ratio])
         text = table(rows, markdown=markdown)
         if markdown:
-            text = f"![growth](benchmarks-growth.svg)\n\n{text}"
+            text = f"{_measured(results['growth_machine'])}\n![growth](benchmarks-growth.svg)\n\n{text}"
         yield "Cost of a file by the number of files in its directory", text
     if memory := results.get("memory"):
         rows = [["bytes per file", *MEMORY.values()]]
@@ -100,7 +106,10 @@ def others(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, st
             for kind, by_state in by_kind.items():
                 for state, found in by_state.items():
                     rows.append([f"{KINDS[kind]}, {STATES[state]}, {system}", *(f"{found[key]:,}" for key in MEMORY)])
-        yield "Memory of the daemon", table(rows, markdown=markdown)
+        text = table(rows, markdown=markdown)
+        if markdown:
+            text = f"![memory](benchmarks-memory.svg)\n\n{text}"
+        yield "Memory of the daemon", text
 
 
 BEGIN, END = "<!-- results: written by benchmarks/run.py --markdown -->", "<!-- end of results -->"
@@ -126,13 +135,25 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
     """Put the tables between the marks of a Markdown file, and the plots beside it."""
     head, _, rest = path.read_text().partition(BEGIN)
     _, _, tail = rest.partition(END)
-    facts = results["machine"]
     missing = [f"- {name} was not measured: {why}" for name, why in results.get("missing", {}).items()]
-    intro = f"Measured on {facts['date']}: {facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, "
-    intro += f"Python {facts['python']}, with a load of {facts['load']} from other programs when it began.\n"
+    intro = _measured(results["machine"])
     path.write_text("\n".join([head + BEGIN, intro, *missing, *everything(results, markdown=True), END + tail]))
     for name, text in plots(results):
         path.with_name(f"{path.stem}-{name}.svg").write_text(text)
+
+
+def _measured(facts: dict[str, Any]) -> str:
+    """When, on what, and how busy it was."""
+    where = f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, Python {facts['python']}"
+    load = f"with a load of {facts['load']} from other programs when it began"
+    nice = f", with --nice {facts['nice']}" if facts.get("nice") else ""
+    return f"Measured on {facts['date']}: {where}, {load}{nice}.\n"
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The new results, and of the old ones what was not measured again."""
+    about_mount = () if "mount" in new else ("machine", "rounds", "missing")
+    return {**new, **old, **{name: found for name, found in new.items() if name not in about_mount}}
 
 
 def plots(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -157,3 +178,6 @@ def plots(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "Microseconds per file, by the number of files in the directory",
             files, {name: list(row.values()) for name, row in rows.items()},
         )  # fmt: skip
+    if memory := results.get("memory"):
+        series = {name: [found[kind]["there"]["ordinary"] / 1024 for kind in KINDS] for name, found in memory.items()}
+        yield "memory", plot.bars("KiB of ordinary memory for each file that is there", list(KINDS.values()), series)

@@ -66,6 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="take results written with --json, measure nothing"
     )
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="take from there what is not measured this time")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a floor is not reached")
     return parser.parse_args()
 
@@ -124,6 +125,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 if system.name == "kernel":
                     results["starvation"] = concurrency.starvation(built["client"], system, scale=scale)
     if "growth" in options.parts and os.geteuid() == 0:
+        results["growth_machine"] = {**machine(), "nice": options.nice}
         sizes = growth.SIZES[: 3 if options.quick else 4]
         with started(_only(wanted, "c-st", "kernel"), folder, options.nice) as (up, _):
             results["growth"] = growth.measure(built["client"], up, rounds=min(3, few), sizes=sizes, progress=say)
@@ -160,6 +162,8 @@ def main() -> int:
         except Missing as error:
             say(f"run.py: {error}")
             return 1
+    if options.keep:
+        results = report.merged(json.loads(options.keep.read_text()), results)
     print("\n".join(report.everything(results, markdown=False)))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from secretfs.errors import FileError, LimitError
 from secretfs.heap import SLOT, Block, Heap, slot_size
@@ -22,6 +22,10 @@ from secretfs.interface import round_up
 from secretfs.pages import PAGE, PagePool, Run
 
 __all__ = ["Content", "Space"]
+
+
+_NONE: Any = ()
+"""No runs: most files have none, and two lists of their own would take as much memory as all else here."""
 
 
 class Revocable(Protocol):
@@ -77,8 +81,8 @@ class Content:
         self._data_end = 0  # from here on, a multiple of SLOT, all bytes are zero: there is no need to charge for them
         self._charged = 0
         self._pages = 0  # in all runs
-        self._starts: list[int] = []  # the file's page number at which each run begins, ascending
-        self._runs: list[Run] = []
+        self._starts: list[int] = _NONE  # the file's page number at which each run begins, ascending
+        self._runs: list[Run] = _NONE
         self.published: Revocable | None = None
         """Who else reads and writes these bytes in place; it is sent away before anything changes."""
 
@@ -306,6 +310,8 @@ class Content:
             raise FileError(errno.ENOSPC) from error
 
     def _insert(self, page: int, run: Run) -> None:
+        if self._runs is _NONE:
+            self._starts, self._runs = [], []
         index = bisect_right(self._starts, page)
         self._starts.insert(index, page)
         self._runs.insert(index, run)
@@ -322,5 +328,7 @@ class Content:
                 break
             self._runs.pop()
             self._starts.pop()
+        if not self._runs:
+            self._starts = self._runs = _NONE
         for run, at, start, stop in self._pieces(size, keep * PAGE):
             run.wipe(at, stop - start)

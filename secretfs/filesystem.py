@@ -320,12 +320,12 @@ class Filesystem:
     def readdir(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Node]]:
         """The entries from position `start` on: (position of the next one, name, node).
 
-        What the directory held when reading began at 0; an entry that was removed since is left out. "." and ".."
-        come first, and are not references.
+        What the directory held when reading began, last at 0; an entry that was removed since is left out. "." and
+        ".." come first, and are not references.
         """
         directory = self._directory(handle)
         node = directory.node
-        if start == 0:
+        if start == 0 or directory.entries is None:
             assert node.entries is not None
             directory.entries = list(node.entries)
             self.access_times.touch(node)

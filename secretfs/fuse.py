@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
@@ -113,6 +114,9 @@ class InodeQueue:
 
 class Operations(pyfuse3.Operations):
     """The request handlers of one mount.
+
+    A file is never opened with O_APPEND here: the kernel knows where the file ends, sends appending writes with that
+    offset, and fcntl(2) may turn the flag on and off later, of which nothing is heard here.
 
     flush, fsync and fsyncdir are not among them: nothing is buffered and there is no disk. The kernel is told so once
     (ENOSYS, from pyfuse3's own class), answers them itself from then on, and saves a request for every close(2).
@@ -277,12 +281,12 @@ class Operations(pyfuse3.Operations):
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        handle, node = self._filesystem.create(parent, name, mode, flags, ctx)
+        handle, node = self._filesystem.create(parent, name, mode, flags & ~os.O_APPEND, ctx)
         return self._file_info(handle), self._added(parent, node)
 
     @_request()
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        handle = self._filesystem.open(inode, flags, ctx)
+        handle = self._filesystem.open(inode, flags & ~os.O_APPEND, ctx)
         self._publish(handle)
         return self._file_info(handle)
 

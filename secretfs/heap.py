@@ -9,6 +9,8 @@ This is the plain kind of slab that the file system uses. Callers serialise acce
 
 from __future__ import annotations
 
+from array import array
+
 from secretfs.area import SecretArea
 from secretfs.errors import BoundsError
 from secretfs.interface import Backend
@@ -89,7 +91,7 @@ class _Slab:
         self.area = area
         self.slot = slot
         self.slots = area.size // slot
-        self.free = list(range(self.slots - 1, -1, -1))  # popped from the end: low addresses first
+        self.free = array("I", range(self.slots - 1, -1, -1))  # popped from the end: low addresses first
 
 
 class _Class:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from functools import lru_cache
 from typing import TypeAlias
 
 from secretfs.content import Content, Space
@@ -20,6 +21,12 @@ __all__ = ["ROOT", "Attribute", "DirectoryHandle", "FileHandle", "Node", "NodeEn
 ROOT = 1
 """The inode number of the root, as FUSE wants it."""
 MAX_LINKS = 65000
+
+
+@lru_cache(maxsize=256)
+def _one(number: int) -> int:
+    """The same object for the same number: thousands of files have few modes and owners."""
+    return number
 
 
 class Node:
@@ -35,9 +42,9 @@ class Node:
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, now: int) -> None:
         self.ino = ino
-        self.mode = mode
-        self.uid = uid
-        self.gid = gid
+        self.mode = _one(mode)
+        self.uid = _one(uid)
+        self.gid = _one(gid)
         self.rdev = 0
         self.nlink = 0
         self.atime = self.mtime = self.ctime = now
@@ -100,13 +107,16 @@ class FileHandle:
 
 
 class DirectoryHandle:
-    """An open directory. `entries` is what it held when reading began: nothing is skipped and nothing comes twice."""
+    """An open directory. `entries` is what it held when reading began: nothing is skipped and nothing comes twice.
+
+    None until then.
+    """
 
     __slots__ = ("entries", "node")
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.entries: list[NodeEntry] = []
+        self.entries: list[NodeEntry] | None = None
 
 
 class Tree:

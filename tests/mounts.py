@@ -104,6 +104,11 @@ class Mounted:
         (answer,) = json.loads(done.stdout)["mounts"]
         return dict(answer)
 
+    def held(self) -> tuple[int, int]:
+        """Files in it, unlinked ones that are still open included, and the bytes they are charged for."""
+        status = json.loads(os.getxattr(self.path, "user.secretfs.status"))
+        return status["files"], status["bytes"]
+
     def wait_for_end(self) -> None:
         """Return when both processes have ended and the mount is gone."""
         for fd in self._pidfds.values():
@@ -197,9 +202,9 @@ def wait_for_mounts(condition: Callable[[], bool]) -> None:
             assert left > 0 and poll.poll(left * 1000), "the mount table did not come to what was expected"
 
 
-def wait_readable(fd: int) -> None:
+def wait_readable(fd: int, patience: float = PATIENCE) -> None:
     """Return when `fd` is readable: a pidfd when its process has ended."""
-    assert select.select([fd], [], [], PATIENCE)[0], "what was waited for did not happen"
+    assert select.select([fd], [], [], patience)[0], "what was waited for did not happen"
 
 
 def proc_status(pid: int) -> dict[str, str]:

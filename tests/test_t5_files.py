@@ -5,18 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import mmap
 import os
 import random
 import resource
-import sqlite3
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounts import ROOT, Mounted, secretfs
+from mounts import ROOT, Mounted
 
 MIB = 1 << 20
 
@@ -224,41 +222,6 @@ def test_large_pieces(here: Path) -> None:
         assert os.writev(file.fileno(), [data[:MIB], data[MIB:]]) == len(data)
         assert os.pread(file.fileno(), len(data) + 1, 0) == data
     assert subprocess.run(["cat", here / "f"], capture_output=True, check=True).stdout == data
-
-
-def test_no_shared_mmap_without_cached(here: Path) -> None:
-    """A shared writable mmap is refused (it would need the page cache), a private one shows the bytes."""
-    (here / "f").write_bytes(noise(5000))
-    with open(here / "f", "r+b") as file:
-        with pytest.raises(OSError, match="No such device"):
-            mmap.mmap(file.fileno(), 5000)
-        with mmap.mmap(file.fileno(), 5000, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as mapped:
-            assert mapped[:] == noise(5000)
-
-
-def test_cached_mount_allows_shared_mmap(tmp_path: Path) -> None:
-    """With --cached a shared mmap works, and the status says which guarantees that costs."""
-    with Mounted(tmp_path / "mnt", "--cached", "--size", "1M") as mounted:
-        (mounted.path / "f").write_bytes(bytes(5000))
-        with open(mounted.path / "f", "r+b") as file, mmap.mmap(file.fileno(), 5000) as mapped:
-            mapped[100:105] = b"hello"
-            mapped.flush()
-        assert (mounted.path / "f").read_bytes()[100:105] == b"hello"
-        answer = secretfs("status", mounted.path).stdout
-        assert "off_direct_map" in answer.partition("not guaranteed:")[2]
-
-
-@pytest.mark.slow
-def test_sqlite(here: Path) -> None:
-    """sqlite keeps a data base in the mount: it locks, syncs, truncates and renames."""
-    with sqlite3.connect(here / "data.db") as base:
-        base.execute("create table t (n integer primary key, b blob)")
-        base.executemany("insert into t values (?, ?)", ((n, noise(n)) for n in range(500)))
-    base.close()
-    with sqlite3.connect(here / "data.db") as base:
-        assert base.execute("pragma integrity_check").fetchone() == ("ok",)
-        assert all(blob == noise(n) for n, blob in base.execute("select n, b from t"))
-    base.close()
 
 
 @pytest.fixture(scope="module")

@@ -284,10 +284,12 @@ def test_a_mount_that_was_moved_still_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_cycles_leave_nothing(path: Path) -> None:
-    """Mounting, using and unmounting twenty times leaves no process, no mount and no file."""
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cycles", [20, pytest.param(200, marks=pytest.mark.long)])
+def test_cycles_leave_nothing(path: Path, cycles: int) -> None:
+    """Mounting, using and unmounting again and again leaves no process, no mount, no file and no locked memory."""
     before = sorted(os.listdir(path.parent))
-    for number in range(20):
+    for number in range(cycles):
         with Mounted(path, "--size", "1M") as mounted:
             (mounted.path / "f").write_bytes(bytes(number * 5000))
             done = secretfs("umount", path)

@@ -24,7 +24,7 @@ WHO = {
     "root without memfd_secret": {"without": "ENOSYS"},
     "user without memfd_secret": {"user": "nobody", "memlock": 8 << 20, "without": "ENOSYS"},
 }
-THE_SAME_FOR_ALL = "test_usage or test_help or complet or twenty_cycles or odd_mountpoints or full_disk or both_ways"
+THE_SAME_FOR_ALL = "test_usage or test_help or complet or cycles_leave or odd_mountpoints or full_disk or both_ways"
 """What this process has run for them."""
 LONGEST = 600
 """Seconds: they take one minute on an idle machine."""
