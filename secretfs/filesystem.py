@@ -21,7 +21,8 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
 
-from secretfs import xattrs
+from secretfs import attributes, xattrs
+from secretfs.attributes import LARGEST_FILE
 from secretfs.content import Space
 from secretfs.errors import FileError
 from secretfs.heap import Heap
@@ -34,7 +35,6 @@ from secretfs.rules import AccessTimes, Caller, Changes, Statistics, check_repla
 __all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-LARGEST_FILE = (1 << 63) - 1
 LINK_MAX = 4095
 
 
@@ -135,6 +135,7 @@ class Filesystem:
         node = self._tree.get(ino)
         if not stat.S_ISLNK(node.mode) or node.content is None:
             raise FileError(errno.EINVAL)
+        self.access_times.touch(node)
         return xattrs.read_all(node.content)
 
     def link(self, ino: int, parent: int, name: bytes) -> Node:
@@ -191,28 +192,12 @@ class Filesystem:
         """The node with that number."""
         return self._tree.get(ino)
 
-    def setattr(self, ino: int, changes: Changes, caller: Caller) -> Node:
-        """chmod, chown, truncate and utimensat; all or nothing."""
-        node = self._tree.get(ino)
-        now = time.time_ns()
-        if node.content is not None:
-            node.content.revoke()
-        if changes.size is not None:
-            self._truncate(node, changes.size, now)
-            if caller.uid != 0:
-                drop_privileges(node)
-        if changes.uid is not None or changes.gid is not None:
-            node.uid = node.uid if changes.uid is None else changes.uid
-            node.gid = node.gid if changes.gid is None else changes.gid
-            drop_privileges(node)
-        if changes.mode is not None:
-            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(changes.mode)
-        if changes.atime is not None:
-            node.atime = changes.atime
-        if changes.mtime is not None:
-            node.mtime = changes.mtime
-        node.ctime = now
-        return node
+    def setattr(self, ino: int, changes: Changes, caller: Caller, *, opened: bool = False) -> Node:
+        """chmod, chown, truncate and utimensat; all or nothing. No changes at all are a chown(2) that sets nothing.
+
+        `opened`: it is ftruncate(2), which always sets the times.
+        """
+        return attributes.change(self._tree.get(ino), changes, caller, opened=opened)
 
     def statistics(self) -> Statistics:
         """How full it is."""
@@ -226,7 +211,7 @@ class Filesystem:
         """Set one attribute, with the flags of setxattr(2); an existing one keeps its value if the new is too big."""
         node = self._tree.get(ino)
         xattrs.set_value(self._space, node, name, value, flags)
-        node.ctime = time.time_ns()
+        node.changed(time.time_ns())
 
     def getxattr(self, ino: int, name: bytes) -> Plaintext:
         """The value of one attribute; ENODATA where there is none."""
@@ -240,7 +225,7 @@ class Filesystem:
         """Wipe one attribute; ENODATA where there is none."""
         node = self._tree.get(ino)
         xattrs.remove(node, name)
-        node.ctime = time.time_ns()
+        node.changed(time.time_ns())
 
     # Open files
 
@@ -249,6 +234,7 @@ class Filesystem:
         _, entry = self._tree.find(parent, name)
         if entry is None:
             node = self._create(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
+            flags &= ~os.O_TRUNC  # which takes set-user-ID bits away
         elif flags & os.O_EXCL:
             raise FileError(errno.EEXIST)
         else:
@@ -261,9 +247,9 @@ class Filesystem:
         node = self._tree.get(ino)
         self._decide_open(node, flags, caller)
         if flags & os.O_TRUNC:
-            self._truncate(node, 0, time.time_ns())
+            attributes.truncate(node, 0, caller, time.time_ns())
         node.opens += 1
-        return self._handle(FileHandle(node, flags))
+        return self._handle(FileHandle(node))
 
     def opened(self, handle: int) -> FileHandle:
         """The open file with that handle; EBADF where there is none."""
@@ -272,24 +258,31 @@ class Filesystem:
             raise FileError(errno.EBADF)
         return file
 
-    def read_into(self, handle: int, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file."""
+    def read_into(self, handle: int, offset: int, buffer: memoryview, *, touching: bool = True) -> int:
+        """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file.
+
+        `touching`: it may set the access time.
+        """
         node = self.opened(handle).node
         assert node.content is not None
-        self.access_times.touch(node)
+        if touching:
+            self.access_times.touch(node)
         return node.content.read_into(offset, buffer)
 
-    def write(self, handle: int, offset: int, data: memoryview) -> int:
-        """Write `data` and return how many bytes were taken: fewer only where space ended in the middle."""
-        file = self.opened(handle)
-        node = file.node
+    def write(self, handle: int, offset: int, data: memoryview, *, privileged: bool = False) -> int:
+        """Write `data` and return how many bytes were taken: fewer only where space ended in the middle.
+
+        The kernel knows the offset also where a file is written at its end (O_APPEND, which fcntl(2) may change).
+        `privileged`: set-user-ID and set-group-ID bits stay.
+        """
+        node = self.opened(handle).node
         assert node.content is not None
-        if file.flags & os.O_APPEND:
-            offset = node.content.size
         if offset + len(data) > LARGEST_FILE:
             raise FileError(errno.EFBIG)
         taken = node.content.write(offset, data)
-        drop_privileges(node)
+        if not privileged:
+            drop_privileges(node)
+        xattrs.drop_capabilities(node)
         node.mtime = node.ctime = time.time_ns()
         return taken
 
@@ -317,7 +310,7 @@ class Filesystem:
         node.opens += 1
         return self._handle(DirectoryHandle(node))
 
-    def readdir(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Node]]:
+    def readdir(self, handle: int, start: int, *, touching: bool = True) -> Iterator[tuple[int, bytes, Node]]:
         """The entries from position `start` on: (position of the next one, name, node).
 
         What the directory held when reading began, last at 0; an entry that was removed since is left out. "." and
@@ -328,7 +321,8 @@ class Filesystem:
         if start == 0 or directory.entries is None:
             assert node.entries is not None
             directory.entries = list(node.entries)
-            self.access_times.touch(node)
+            if touching:
+                self.access_times.touch(node)
         for position, (name, special) in enumerate(((b".", node), (b"..", node.parent or node))):
             if position >= start:
                 yield position + 1, name, special
@@ -378,14 +372,6 @@ class Filesystem:
             raise FileError(errno.EINVAL)
         if entry.value is not target.value:
             self._tree.exchange(old, entry, new, target, now)
-
-    def _truncate(self, node: Node, size: int, now: int) -> None:
-        if node.content is None:
-            raise FileError(errno.EISDIR if node.is_dir() else errno.EINVAL)
-        if not 0 <= size <= LARGEST_FILE:
-            raise FileError(errno.EINVAL if size < 0 else errno.EFBIG)
-        node.content.truncate(size)
-        node.mtime = node.ctime = now
 
     def _handle(self, opened: FileHandle | DirectoryHandle) -> int:
         handle = self._next_handle

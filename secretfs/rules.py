@@ -65,9 +65,9 @@ def drop_privileges(node: Node) -> None:
     """Take the set-user-ID and set-group-ID bits from a file that changed: the kernel leaves that to us.
 
     (libfuse turns on FUSE_CAP_HANDLE_KILLPRIV.) A set-group-ID bit without group execution means locking, not a
-    privilege, and stays.
+    privilege, and stays. Of a directory the bits are no privileges.
     """
-    if stat.S_ISREG(node.mode) and node.mode & (stat.S_ISUID | stat.S_ISGID):
+    if node.mode & (stat.S_ISUID | stat.S_ISGID) and not node.is_dir():
         node.mode &= ~stat.S_ISUID
         if node.mode & stat.S_IXGRP:
             node.mode &= ~stat.S_ISGID
