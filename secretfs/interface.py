@@ -69,6 +69,10 @@ class Guarantees:
     """No open descriptor leads to the pages, so nobody can take it (pidfd_getfd) and map them elsewhere."""
     no_residue: bool = False
     """Writing and reading leave no copy in the memory of the process that does it for you."""
+    cache_flushed: bool = False
+    """The bytes leave the CPU's caches when a secret's access window closes (mode "uncached")."""
+    enciphered_at_rest: bool = False
+    """While no access window is open the bytes are kept enciphered, under a key that is kept in two parts."""
     device_io: bool = False
     """A driver may read or write the pages directly (a convenience, not a protection: /dev/fuse, O_DIRECT)."""
 
@@ -207,6 +211,7 @@ class MappedRegion:
         self._access = Access.WRITE
         self._closed = False
         self._mapped = True
+        self._guard = 0
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -234,6 +239,21 @@ class MappedRegion:
     def protect(self, access: Access) -> None:
         self._require_alive()
         self._protect(access)
+
+    def enclose(self) -> None:
+        """Move the pages between two guard pages: an access before their start or past their end is SIGSEGV.
+
+        To be called before there is a view. Not part of Region: a backend without it has no guard pages.
+        """
+        self._require_alive()
+        page = libc.PAGE_SIZE
+        base = libc.reserve(self.size + 2 * page)
+        try:
+            libc.mremap(self._address, self.size, base + page)
+        except OSError:
+            libc.munmap(base, self.size + 2 * page)
+            raise
+        self._address, self._guard = base + page, page
 
     def wipe(self, offset: int = 0, length: int | None = None) -> None:
         self._require_alive()
@@ -273,7 +293,7 @@ class MappedRegion:
 
     def _protect(self, access: Access) -> None:
         if access is not self._access:
-            libc.mprotect(self._address, self.size, int(access))
+            libc.mprotect(self._address, self.size, access)
             self._access = access
 
     def _wipe(self, offset: int, length: int) -> None:
@@ -289,7 +309,7 @@ class MappedRegion:
 
     def _unmap(self) -> None:
         self._mapped = False
-        libc.munmap(self._address, self.size)
+        libc.munmap(self._address - self._guard, self.size + 2 * self._guard)
 
     def _exporter_gone(self) -> None:
         with self._lock:

@@ -25,6 +25,7 @@ __all__ = [
     "at_secure",
     "effective_capability",
     "fault_in",
+    "fill_random",
     "file_system_magic",
     "get_seals",
     "lock_limit",
@@ -36,9 +37,11 @@ __all__ = [
     "mmap_shared",
     "mount",
     "mprotect",
+    "mremap",
     "munmap",
     "proc_status",
     "read_own_page",
+    "reserve",
     "set_dumpable",
     "splice_own_page",
     "umount",
@@ -47,8 +50,9 @@ __all__ = [
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
-MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 0x01, 0x02, 0x20
-MADV_DONTFORK, MADV_DONTDUMP = 10, 16
+MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x20, 0x4000
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP = 10, 11, 16
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 MS_NOSUID, MS_NODEV = 2, 4
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -84,6 +88,8 @@ _long, _int, _size, _pointer = ctypes.c_long, ctypes.c_int, ctypes.c_size_t, cty
 _syscall = _declare("syscall", _long)
 _mmap = _declare("mmap", _pointer, _pointer, _size, _int, _int, _int, _long)
 _munmap = _declare("munmap", _int, _pointer, _size)
+_mremap = _declare("mremap", _pointer, _pointer, _size, _size, _int, _pointer)
+_getrandom = _declare("getrandom", ctypes.c_ssize_t, _pointer, _size, ctypes.c_uint)
 _mprotect = _declare("mprotect", _int, _pointer, _size, _int)
 _mlock = _declare("mlock", _int, _pointer, _size)
 _madvise = _declare("madvise", _int, _pointer, _size, _int)
@@ -132,6 +138,17 @@ def mmap_anonymous(length: int) -> int:
     return _mapped(_mmap(None, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
 
 
+def reserve(length: int) -> int:
+    """mmap(2) `length` bytes of addresses at which nothing can be read or written: guard pages."""
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    return _mapped(_mmap(None, length, PROT_NONE, flags, -1, 0))
+
+
+def mremap(address: int, length: int, target: int) -> None:
+    """mremap(2) with MREMAP_FIXED: move a mapping to `target`, over whatever is mapped there."""
+    _mapped(_mremap(address, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, target))
+
+
 def _mapped(address: int | None) -> int:
     if address is None or address == ctypes.c_void_p(-1).value:
         code = ctypes.get_errno()
@@ -146,7 +163,8 @@ def munmap(address: int, length: int) -> None:
 
 def mprotect(address: int, length: int, protection: int) -> None:
     """mprotect(2)."""
-    _check(_mprotect(address, length, protection))
+    if _mprotect(address, length, protection):
+        _check(-1)
 
 
 def mlock(address: int, length: int) -> None:
@@ -162,6 +180,16 @@ def madvise(address: int, length: int, advice: int) -> None:
 def wipe(address: int, length: int) -> None:
     """Overwrite `length` bytes with zeros (a call that no optimiser can drop, as it crosses into the C library)."""
     ctypes.memset(address, 0, length)
+
+
+def fill_random(address: int, length: int) -> None:
+    """getrandom(2) straight into memory, with no copy elsewhere; interrupted or short, it goes on."""
+    while length > 0:
+        got = _getrandom(address, min(length, 1 << 24), 0)
+        if got < 0 and ctypes.get_errno() == errno.EINTR:
+            continue
+        _check(got)
+        address, length = address + got, length - got
 
 
 def fault_in(view: memoryview) -> None:

@@ -1,0 +1,390 @@
+"""Secret: a few bytes that nobody sees by accident, for Python authors.
+
+It alone says what can be done with a secret: how it comes to be, when its bytes can be read, and all the ways in which
+Python would like to show or copy it and must not. Where the bytes lie is `cells.py`'s and `slab.py`'s.
+
+The bytes can be read inside `with secret.reveal() as view:` and nowhere else. A view that is kept makes leaving that
+block raise BufferError, and keeps the memory mapped, and the secret's slab open, until it is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
+
+from secretfs import libc, secretio
+from secretfs.errors import BoundsError, ClosedError
+from secretfs.interface import Backend, Guarantees
+from secretfs.kinds import Kind, kind_of
+from secretfs.slab import Cell
+
+__all__ = ["Reveal", "Secret"]
+
+
+class Secret:
+    """`length` bytes of secret memory, all zero at first; wiped when closed, collected, or at interpreter exit.
+
+    Example:
+        >>> from secretfs import Secret
+        >>> with Secret.random(32, backend="emulator") as key:
+        ...     with key.reveal() as view:
+        ...         n = len(view)
+        ...     key
+        <Secret 32 bytes, emulator>
+
+    Threads may share one. A forked child has none of its parent's: every use raises ClosedError, a ValueError.
+    """
+
+    __slots__ = ("__weakref__", "_cell", "_kind", "_length")
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        backend: str | Backend | None = None,
+        alone: bool = False,
+        mode: str = "exclusive",
+        at_rest: bool | None = None,
+    ) -> None:
+        """Make one of zeros.
+
+        Args:
+            length: bytes, at least one. Up to 2048 bytes it shares a slab of 16 KiB with others of its size class.
+            backend: a backend word ("auto", "kernel", "emulator", a name), or a backend; None asks SECRETFS_BACKEND.
+            alone: give it pages of its own: revealing it opens no neighbour, nor the reverse.
+            mode: "exclusive", or "uncached": its cache lines are flushed when a window closes. No kernel offers memory
+                that is not cached; `guarantees.cache_flushed` tells whether this machine can at least do that.
+            at_rest: keep it enciphered while it is not revealed (needs libsodium); None: on the emulator, if possible.
+
+        Raises:
+            BoundsError: `length` is not positive.
+            UsageError: there is no such mode.
+            BackendUnavailable: no backend works under that word, or libsodium is missing.
+            LimitError: RLIMIT_MEMLOCK or a memory cgroup does not allow it; nothing is left behind.
+        """
+        self._kind = kind = kind_of(backend, mode, at_rest)
+        self._cell: Cell | None = kind.heap.allocate(length, alone=alone)
+        self._length = length
+
+    # How one comes to be
+
+    @classmethod
+    def random(cls, length: int, **kind: Any) -> Secret:
+        """`length` random bytes, which the kernel writes straight into secret memory (getrandom(2))."""
+        secret = cls(length, **kind)
+        with secret.pointer(write=True) as address:
+            libc.fill_random(address, length)
+        return secret
+
+    @classmethod
+    def from_bytes(cls, data: Any, *, wipe: bool = True, **kind: Any) -> Secret:
+        """A copy of `data`, a bytearray or another writable buffer, which is wiped.
+
+        Immutable bytes cannot be wiped, so their copy stays in ordinary memory until Python happens to use it again:
+        they are refused, unless `wipe=False` says that this is known.
+
+        Raises:
+            TypeError: `data` is read-only, or no buffer.
+            BoundsError: it is empty.
+        """
+        with secretio.source(data, wipe=wipe) as view:
+            secret = cls(len(view), **kind)
+            with secret.reveal(write=True) as target:
+                target[:] = view
+        return secret
+
+    @classmethod
+    def from_hex(cls, text: Any, *, wipe: bool = True, **kind: Any) -> Secret:
+        """What hexadecimal digits stand for (white space between bytes is skipped); `text` as for from_bytes().
+
+        The digits are decoded straight into secret memory, one by one and not in constant time.
+
+        Raises:
+            ValueError: there is something else than digits, or half a byte; it does not say what.
+        """
+        return cls._decoded(text, secretio.hex_length, secretio.decode_hex, wipe=wipe, kind=kind)
+
+    @classmethod
+    def from_base64(cls, text: Any, *, wipe: bool = True, **kind: Any) -> Secret:
+        """What base64 stands for, with the alphabet of RFC 4648 §4 or §5; white space is skipped, `=` may be missing.
+
+        Raises:
+            ValueError: as for from_hex().
+        """
+        return cls._decoded(text, secretio.base64_length, secretio.decode_base64, wipe=wipe, kind=kind)
+
+    @classmethod
+    def _decoded(cls, text: Any, measure: Any, decode: Any, *, wipe: bool, kind: dict[str, Any]) -> Secret:
+        with secretio.source(text, wipe=wipe) as view:
+            secret = cls(measure(view), **kind)
+            try:
+                with secret.reveal(write=True) as target:
+                    decode(view, target)
+            except BaseException:
+                secret.close()
+                raise
+        return secret
+
+    @classmethod
+    def read(cls, file: Any, *, strip_newline: bool = False, **kind: Any) -> Secret:
+        """All that a file holds.
+
+        Args:
+            file: a path, or a descriptor that is read to its end (a pipe, a socket, standard input).
+            strip_newline: leave out one newline at the end.
+            **kind: as for Secret().
+
+        The kernel copies straight into secret memory. Where it will not (a file in a secretfs mount: EFAULT), the bytes
+        pass through a locked window that is wiped.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is empty.
+        """
+        with secretio.opened(file) as fd:
+            secret = secretio.read_all(lambda length: cls(length, **kind), fd)
+        return secretio.without_newline(secret) if strip_newline else secret
+
+    @classmethod
+    def prompt(cls, message: str = "Passphrase: ", **kind: Any) -> Secret:
+        """What a person types on the terminal, not shown, without the newline. It never becomes a str.
+
+        The terminal's driver in the kernel holds a line until it is read; at most 4095 bytes (termios(3)).
+
+        Raises:
+            OSError: there is no terminal; `Secret.read(0)` reads standard input.
+            ValueError: nothing was typed.
+        """
+        return secretio.without_newline(secretio.ask(message, lambda length: cls(length, **kind)))
+
+    @classmethod
+    def concat(cls, *parts: Secret, **kind: Any) -> Secret:
+        """All parts in a row."""
+        whole = cls(sum(map(len, parts)), **kind)
+        with whole.reveal(write=True) as target:
+            at = 0
+            for part in parts:
+                with part.reveal() as view:
+                    target[at : at + len(view)] = view
+                    at += len(view)
+        return whole
+
+    # Using it
+
+    def reveal(self, *, write: bool = False) -> Reveal:
+        """A window: a context manager that gives a memoryview of the bytes, valid only inside its block.
+
+        Read-only, unless `write`. Windows may be nested and in several threads. The view can be handed to hashlib,
+        hmac.digest, cryptography, socket.send and whatever else takes a buffer; what those copy for themselves is
+        theirs (docs/python.md lists it).
+
+        Raises:
+            ClosedError: on entering, after close() or in a forked child.
+            BufferError: on leaving, if a slice, a memoryview or a foreign export of it is still in use. The memory
+                stays mapped and open until that is gone.
+        """
+        return Reveal(self._alive(), write)
+
+    @contextmanager
+    def pointer(self, *, write: bool = False) -> Iterator[int]:
+        """Like reveal(), but gives the address, for C code through ctypes or cffi. It means nothing after the block."""
+        cell = self._alive()
+        cell.open(write)
+        try:
+            yield cell.address
+        finally:
+            cell.shut(write)
+
+    def compare(self, other: Secret) -> bool:
+        """Whether both hold the same bytes, in a time that depends on their lengths only (hmac.compare_digest)."""
+        if not isinstance(other, Secret):
+            raise TypeError("a Secret can only be compared with a Secret: make one with Secret.from_bytes()")
+        import hmac  # at first use: it brings OpenSSL along
+
+        with self.reveal() as mine, other.reveal() as theirs:
+            return hmac.compare_digest(mine, theirs)
+
+    def write_to(self, file: Any) -> int:
+        """Write all bytes to a descriptor, or an object with fileno(), with no copy in Python; returns how many.
+
+        Where the kernel will not take them from secret memory (a file opened with O_DIRECT or in a secretfs mount:
+        EFAULT), they pass through a locked window that is wiped.
+        """
+        fd = file if isinstance(file, int) else file.fileno()
+        with self.reveal() as view:
+            return secretio.write_all(fd, view)
+
+    def split(self, *at: int) -> tuple[Secret, ...]:
+        """New secrets: the pieces between these positions. `key.split(32)` are the first 32 bytes and the others."""
+        ends = [*at, self._length]
+        starts = [0, *at]
+        if starts != sorted(starts) or ends[-2:] != sorted(ends[-2:]):
+            raise BoundsError(f"{self._length} bytes cannot be split at {', '.join(map(str, at))}")
+        return tuple(self[start:end] for start, end in zip(starts, ends, strict=True))
+
+    def __getitem__(self, part: slice) -> Secret:
+        """A new secret with the bytes of a slice. A single byte would be an int, which Python keeps: TypeError."""
+        if not isinstance(part, slice):
+            raise TypeError("a Secret has no items; slice it, or reveal() it")
+        start, stop, step = part.indices(self._length)
+        if step != 1 or stop <= start:
+            raise BoundsError("a slice of a Secret has step 1 and at least one byte")
+        piece = self._like(stop - start)
+        with self.reveal() as view, piece.reveal(write=True) as target:
+            target[:] = view[start:stop]
+        return piece
+
+    def _like(self, length: int) -> Secret:
+        kind = self._kind
+        return type(self)(length, backend=kind.backend, mode=kind.mode, at_rest=kind.at_rest)
+
+    # Its end
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() has been called."""
+        return self._cell is None
+
+    def close(self) -> None:
+        """Wipe it and give its place back. Twice is fine; in a forked child it does nothing.
+
+        Raises:
+            BufferError: it is revealed; it is wiped already, and its place is given back with the last view of it.
+        """
+        cell, self._cell = self._cell, None
+        if cell is None:
+            return
+        revealed = cell.opens
+        self._kind.heap.free(cell)
+        if revealed:
+            raise BufferError("a closed secret is still revealed; it is wiped already and goes with the last view of it")
+
+    def __enter__(self) -> Secret:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        cell = getattr(self, "_cell", None)  # None also where __init__ failed
+        if cell is not None:
+            self._kind.heap.free(cell)
+
+    # What may be known of it
+
+    @property
+    def guarantees(self) -> Guarantees:
+        """What holds for its memory."""
+        return self._kind.guarantees
+
+    @property
+    def backend(self) -> str:
+        """The name of its backend."""
+        return self._kind.backend.name
+
+    @property
+    def mode(self) -> str:
+        """ "exclusive" or "uncached"."""
+        return self._kind.mode
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"<Secret {self._length} bytes, {self.backend}{state}>"
+
+    __str__ = __repr__
+
+    def __format__(self, specification: str) -> str:
+        return repr(self)
+
+    # What must not be
+
+    def __eq__(self, other: object) -> bool:
+        return self.compare(other)  # type: ignore[arg-type]  # TypeError for anything else
+
+    def __hash__(self) -> int:
+        raise TypeError("a Secret has no hash: it would tell something of the bytes")
+
+    def __bool__(self) -> bool:
+        raise TypeError("a Secret is neither true nor false; ask for len() or compare()")
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be iterated: each byte would become an int; reveal() it")
+
+    def __contains__(self, part: object) -> NoReturn:
+        raise TypeError("a Secret cannot be searched; reveal() it")
+
+    def __bytes__(self) -> NoReturn:
+        raise TypeError("a Secret does not become bytes, which cannot be wiped; reveal() it")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled or copied")
+
+    def _alive(self) -> Cell:
+        cell = self._cell
+        if cell is None:
+            raise ClosedError("this secret was closed")
+        return cell
+
+
+class Reveal:
+    """An access window; see Secret.reveal()."""
+
+    __slots__ = ("_cell", "_view", "_write", "ended")
+
+    def __init__(self, cell: Cell, write: bool) -> None:
+        self._cell = cell
+        self._write = write
+        self._view: memoryview | None = None
+        self.ended = False
+
+    def __enter__(self) -> memoryview:
+        if self._view is not None or self.ended:
+            raise RuntimeError("a window is opened once; reveal() makes another one")
+        cell, write = self._cell, self._write
+        cell.open(write)
+        exporter = _revealed_type(cell.length).from_address(cell.address)
+        exporter.window = self
+        view = memoryview(exporter).cast("B")
+        self._view = view = view if write else view.toreadonly()
+        return view
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        view, self._view = self._view, None
+        assert view is not None
+        try:
+            view.release()
+        except BufferError:
+            pass  # a foreign export of it; said below
+        del view
+        if not self.ended and error is None:
+            raise BufferError("a view of a secret is used outside its block; the secret stays open until that is gone")
+
+    def end(self) -> None:
+        """The last view is gone."""
+        self.ended = True
+        self._cell.shut(self._write)
+
+
+class _Revealed:
+    """Mixed into a ctypes array type: the exporter under all views of one window, which ends with the last of them."""
+
+    window: Reveal
+
+    def __del__(self) -> None:
+        self.window.end()
+
+
+@functools.lru_cache(maxsize=256)
+def _revealed_type(length: int) -> Any:
+    return type("_RevealedBytes", (_Revealed, ctypes.c_char * length), {"_type_": ctypes.c_char, "_length_": length})
