@@ -2,7 +2,7 @@
 
 The mode of that name in the patches of 2020 (MFD_SECRET_UNCACHED) was dropped before memfd_secret(2) was merged: no
 kernel offers it. A program can only have the lines of a secret written back and dropped when it is done with it. That
-takes an instruction which Python has not, so it needs the native part (native/flush.c), and an architecture that has it.
+takes an instruction which Python has not, hence the native part (native/flush.c), and an architecture that has it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import functools
 import os
 from typing import Any
 
-__all__ = ["available", "flush"]
+__all__ = ["MODES", "available", "flush"]
+
+MODES = ("exclusive", "uncached")
+"""The protection modes of the proposal of 2020; the first is what memfd_secret(2) became."""
 
 LIBRARY = os.path.join(os.path.dirname(__file__), "native", "libsecretfs-flush.so")
 
@@ -24,7 +27,7 @@ def available() -> bool:
 
 
 def flush(address: int, length: int) -> None:
-    """Write `length` bytes at `address` back to memory and drop them from all caches; nothing where that is impossible."""
+    """Write `length` bytes at `address` back to memory and drop them from all caches, where that is possible."""
     flusher = _flusher()
     if flusher is not None:
         flusher(address, length)

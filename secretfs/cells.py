@@ -17,8 +17,8 @@ from collections import deque
 
 from secretfs import libc
 from secretfs.errors import BoundsError
-from secretfs.interface import Backend, round_up
-from secretfs.slab import CANARY, Cell, Sealer, Slab
+from secretfs.interface import Backend, Region, round_up
+from secretfs.slab import CANARY, Cell, Sealer, Slab, map_region
 
 __all__ = ["LARGEST", "CellHeap"]
 
@@ -88,6 +88,13 @@ class CellHeap:
             cell.take(length)
         if self._freed:
             self._work_off()
+        return cell
+
+    def adopt(self, region: Region, length: int) -> Cell:
+        """The cell of a secret of `length` bytes that lies at the end of `region` already."""
+        cell = self._take_over(region).single(length, fresh=False)
+        cell.take(length)
+        cell.touched = True
         return cell
 
     def free(self, cell: Cell) -> None:
@@ -169,7 +176,10 @@ class CellHeap:
             self._give_back(slab)
 
     def _slab(self, size: int) -> Slab:
-        slab = Slab(self.backend, size, vacated=self.free, uncached=self.uncached, sealer=self.sealer)
+        return self._take_over(map_region(self.backend, size))
+
+    def _take_over(self, region: Region) -> Slab:
+        slab = Slab(region, vacated=self.free, uncached=self.uncached, sealer=self.sealer)
         self.slabs[id(slab)] = slab
         return slab
 

@@ -238,7 +238,7 @@ class MappedRegion:
 
     def protect(self, access: Access) -> None:
         self._require_alive()
-        self._protect(access)
+        self.protect_pages(access)
 
     def enclose(self) -> None:
         """Move the pages between two guard pages: an access before their start or past their end is SIGSEGV.
@@ -255,6 +255,24 @@ class MappedRegion:
             raise
         self._address, self._guard = base + page, page
 
+    def lend_to_child(self) -> None:
+        """Before a fork: let the child have these pages. It calls adopt(), and its parent let_go()."""
+        libc.madvise(self._address, self.size, libc.MADV_DOFORK)
+
+    def adopt(self) -> None:
+        """In the child: the pages are this process's now, locked and in no further child."""
+        self._owner = os.getpid()
+        if not self.guarantees.off_direct_map:  # secret memory is locked by nature; a lock is not inherited
+            libc.mlock(self._address, self.size)
+        libc.madvise(self._address, self.size, libc.MADV_DONTFORK)
+
+    def let_go(self) -> None:
+        """In the parent: unmap without wiping what the child now has, or what the kernel clears if it has not."""
+        if not self.guarantees.cleared_by_kernel:
+            self._wipe(0, self.size)  # private pages: the child keeps its own
+        self._closed = True
+        self._unmap()
+
     def wipe(self, offset: int = 0, length: int | None = None) -> None:
         self._require_alive()
         length = self.size - offset if length is None else length
@@ -270,7 +288,7 @@ class MappedRegion:
             if not self._closed:
                 self._closed = True
                 self._close_descriptor()
-                self._protect(Access.WRITE)  # a stale view then reads zeros and never faults
+                self.protect_pages(Access.WRITE)  # a stale view then reads zeros and never faults
                 if self._creator:
                     libc.wipe(self._address, self.size)
             if self._exporters:
@@ -291,16 +309,17 @@ class MappedRegion:
         if os.getpid() != self._owner:
             raise ClosedError("this memory belongs to the process that this one was forked from")
 
-    def _protect(self, access: Access) -> None:
+    def protect_pages(self, access: Access) -> None:
+        """protect(), for a caller that knows the region to be alive."""
         if access is not self._access:
             libc.mprotect(self._address, self.size, access)
             self._access = access
 
     def _wipe(self, offset: int, length: int) -> None:
         before = self._access
-        self._protect(Access.WRITE)
+        self.protect_pages(Access.WRITE)
         libc.wipe(self._address + offset, length)
-        self._protect(before)
+        self.protect_pages(before)
 
     def _close_descriptor(self) -> None:
         if self._fd >= 0:

@@ -19,9 +19,7 @@ from secretfs.interface import Backend, Guarantees
 from secretfs.rest import Rest, libsodium
 from secretfs.slab import check_canaries, close_slabs, forget_slabs
 
-__all__ = ["MODES", "Kind", "all_kinds", "kind_of", "release_kinds"]
-
-MODES = ("exclusive", "uncached")
+__all__ = ["Kind", "all_kinds", "kind_of", "release_kinds"]
 
 _kinds: dict[tuple[Any, ...], Kind] = {}
 _lock = threading.Lock()
@@ -30,10 +28,8 @@ _lock = threading.Lock()
 class Kind:
     """One kind: where its cells come from, and what is promised for them."""
 
-    def __init__(self, backend: Backend, mode: str, at_rest: bool | None) -> None:
-        """Choose what the caller left open: secrets rest enciphered on the emulator, where that can be had."""
-        if at_rest is None:
-            at_rest = backend.name == "emulator" and libsodium() is not None
+    def __init__(self, backend: Backend, mode: str, at_rest: bool) -> None:
+        """Make it, with an empty heap."""
         uncached = mode == "uncached"
         self.mode = mode
         self.at_rest = at_rest
@@ -91,12 +87,15 @@ def release_kinds() -> None:
 
 def _make(words: tuple[Any, ...]) -> Kind:
     backend, mode, at_rest = words
-    if mode not in MODES:
-        raise UsageError(f"there is no mode {mode!r}", hint=f"use one of: {', '.join(MODES)}")
+    if mode not in cachelines.MODES:
+        raise UsageError(f"there is no mode {mode!r}", hint=f"use one of: {', '.join(cachelines.MODES)}")
     chosen = registry.choose_warning(backend).backend if backend is None or isinstance(backend, str) else backend
+    if at_rest is None:
+        at_rest = chosen.name == "emulator" and libsodium() is not None
     with _lock:
-        same = next((k for k in _kinds.values() if k.backend is chosen and (k.mode, at_rest) == (mode, k.at_rest)), None)
-        _kinds[words] = same or Kind(chosen, mode, at_rest)
+        wanted = chosen, mode, at_rest
+        same = (kind for kind in _kinds.values() if (kind.backend, kind.mode, kind.at_rest) == wanted)
+        _kinds[words] = next(same, None) or Kind(chosen, mode, at_rest)
         return _kinds[words]
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "candidates",
     "choose",
     "choose_warning",
+    "named",
     "wanted",
 ]
 
@@ -109,6 +110,16 @@ def choose_warning(argument: str | None = None) -> Choice:
         warnings.warn(choice.warning, ReducedGuaranteesWarning, stacklevel=3)
         _warned.add(choice.warning)  # not if the warning was made an error: then each attempt fails
     return choice
+
+
+def named(name: str) -> Backend:
+    """The installed backend of that name, not probed.
+
+    Raises:
+        BackendUnavailable: there is none.
+        PluginError: it is broken or its name is ambiguous.
+    """
+    return _load(name)
 
 
 def candidates() -> list[Candidate]:

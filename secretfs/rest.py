@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from secretfs import libc
 from secretfs.errors import BackendUnavailable, SecretFSError
 from secretfs.interface import Backend
-from secretfs.slab import Slab
+from secretfs.slab import Slab, map_region
 
 __all__ = ["Rest", "Sealed", "libsodium"]
 
@@ -71,8 +71,8 @@ class Rest:
             )
         self._lock = threading.RLock()
         self._uses = 0
-        self._prekey = Slab(backend, PREKEY, vacated=lambda _: None)
-        self._keys = Slab(backend, 3 * KEY, vacated=lambda _: None)
+        self._prekey = Slab(map_region(backend, PREKEY), vacated=lambda _: None)
+        self._keys = Slab(map_region(backend, 3 * KEY), vacated=lambda _: None)
         # Three places: the rest of the key, the key itself, the hash of the prekey.
         self._rest, self._key, self._hash = (self._keys.address + n * KEY for n in range(3))
         with self._open():

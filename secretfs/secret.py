@@ -9,20 +9,20 @@ block raise BufferError, and keeps the memory mapped, and the secret's slab open
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
 
-from secretfs import libc, secretio
+from secretfs import inheritance, libc, secretio
 from secretfs.errors import BoundsError, ClosedError
-from secretfs.interface import Backend, Guarantees
-from secretfs.kinds import Kind, kind_of
-from secretfs.slab import Cell
+from secretfs.interface import Backend, Guarantees, Region
+from secretfs.kinds import kind_of
+from secretfs.reveal import Reveal
+from secretfs.slab import CANARY, Cell, map_region
 
-__all__ = ["Reveal", "Secret"]
+__all__ = ["Secret"]
 
 
 class Secret:
@@ -39,7 +39,8 @@ class Secret:
     Threads may share one. A forked child has none of its parent's: every use raises ClosedError, a ValueError.
     """
 
-    __slots__ = ("__weakref__", "_cell", "_kind", "_length")
+    __slots__ = ("__weakref__", "_cell", "_inherit", "_kind", "_length")
+    _cell: Cell | None
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Secret:
         alone: bool = False,
         mode: str = "exclusive",
         at_rest: bool | None = None,
+        inherit: bool = False,
     ) -> None:
         """Make one of zeros.
 
@@ -59,6 +61,8 @@ class Secret:
             mode: "exclusive", or "uncached": its cache lines are flushed when a window closes. No kernel offers memory
                 that is not cached; `guarantees.cache_flushed` tells whether this machine can at least do that.
             at_rest: keep it enciphered while it is not revealed (needs libsodium); None: on the emulator, if possible.
+            inherit: let forked children (os.fork, multiprocessing) have a copy of their own, made at the fork; it is
+                alone. Each fork then costs as much as making such a secret.
 
         Raises:
             BoundsError: `length` is not positive.
@@ -67,8 +71,11 @@ class Secret:
             LimitError: RLIMIT_MEMLOCK or a memory cgroup does not allow it; nothing is left behind.
         """
         self._kind = kind = kind_of(backend, mode, at_rest)
-        self._cell: Cell | None = kind.heap.allocate(length, alone=alone)
+        self._cell = kind.heap.allocate(length, alone=alone or inherit)
         self._length = length
+        self._inherit = inherit
+        if inherit:
+            inheritance.add(self)
 
     # How one comes to be
 
@@ -160,6 +167,16 @@ class Secret:
             ValueError: nothing was typed.
         """
         return secretio.without_newline(secretio.ask(message, lambda length: cls(length, **kind)))
+
+    @classmethod
+    async def read_async(cls, file: Any, **options: Any) -> Secret:
+        """read() in a worker thread of trio's, for what is large or slow."""
+        return await secretio.in_thread(lambda: cls.read(file, **options))
+
+    @classmethod
+    async def prompt_async(cls, message: str = "Passphrase: ", **kind: Any) -> Secret:
+        """prompt() in a worker thread of trio's. It cannot be cancelled: the thread waits for a line."""
+        return await secretio.in_thread(lambda: cls.prompt(message, **kind))
 
     @classmethod
     def concat(cls, *parts: Secret, **kind: Any) -> Secret:
@@ -261,7 +278,7 @@ class Secret:
         revealed = cell.opens
         self._kind.heap.free(cell)
         if revealed:
-            raise BufferError("a closed secret is still revealed; it is wiped already and goes with the last view of it")
+            raise BufferError("a closed secret is still revealed; it is wiped, and goes with the last view")
 
     def __enter__(self) -> Secret:
         return self
@@ -281,7 +298,8 @@ class Secret:
     @property
     def guarantees(self) -> Guarantees:
         """What holds for its memory."""
-        return self._kind.guarantees
+        held = self._kind.guarantees
+        return replace(held, unforkable=False) if self._inherit else held
 
     @property
     def backend(self) -> str:
@@ -328,63 +346,21 @@ class Secret:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a Secret cannot be pickled or copied")
 
+    def copy_for_child(self) -> Region:
+        """A region with these bytes at its end, which a forked child may adopt()."""
+        region = map_region(self._kind.backend, self._length + CANARY)
+        with self.reveal() as view, region.view() as target:
+            target[-self._length :] = view
+        return region
+
+    def adopt(self, region: Region) -> None:
+        """In a forked child: continue with what copy_for_child() has made."""
+        kind = self._kind
+        self._kind = kind_of(kind.backend, kind.mode, kind.at_rest)
+        self._cell = self._kind.heap.adopt(region, self._length)
+
     def _alive(self) -> Cell:
         cell = self._cell
         if cell is None:
             raise ClosedError("this secret was closed")
         return cell
-
-
-class Reveal:
-    """An access window; see Secret.reveal()."""
-
-    __slots__ = ("_cell", "_view", "_write", "ended")
-
-    def __init__(self, cell: Cell, write: bool) -> None:
-        self._cell = cell
-        self._write = write
-        self._view: memoryview | None = None
-        self.ended = False
-
-    def __enter__(self) -> memoryview:
-        if self._view is not None or self.ended:
-            raise RuntimeError("a window is opened once; reveal() makes another one")
-        cell, write = self._cell, self._write
-        cell.open(write)
-        exporter = _revealed_type(cell.length).from_address(cell.address)
-        exporter.window = self
-        view = memoryview(exporter).cast("B")
-        self._view = view = view if write else view.toreadonly()
-        return view
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        view, self._view = self._view, None
-        assert view is not None
-        try:
-            view.release()
-        except BufferError:
-            pass  # a foreign export of it; said below
-        del view
-        if not self.ended and error is None:
-            raise BufferError("a view of a secret is used outside its block; the secret stays open until that is gone")
-
-    def end(self) -> None:
-        """The last view is gone."""
-        self.ended = True
-        self._cell.shut(self._write)
-
-
-class _Revealed:
-    """Mixed into a ctypes array type: the exporter under all views of one window, which ends with the last of them."""
-
-    window: Reveal
-
-    def __del__(self) -> None:
-        self.window.end()
-
-
-@functools.lru_cache(maxsize=256)
-def _revealed_type(length: int) -> Any:
-    return type("_RevealedBytes", (_Revealed, ctypes.c_char * length), {"_type_": ctypes.c_char, "_length_": length})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from secretfs.secret import Secret
 
 __all__ = [
-    "ask", "base64_length", "decode_base64", "decode_hex", "hex_length", "opened", "read_all", "source",
+    "ask", "base64_length", "decode_base64", "decode_hex", "hex_length", "in_thread", "opened", "read_all", "source",
     "without_newline", "write_all",
 ]  # fmt: skip
 
@@ -29,8 +29,7 @@ LINE = 4096
 _SPACE = frozenset(b" \t\r\n")
 _HEX = {ord(digit): value for value in range(16) for digit in {f"{value:x}", f"{value:X}"}}
 _BASE64 = {
-    digit: value
-    for value, digit in enumerate(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+    digit: value for value, digit in enumerate(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 } | {ord("-"): 62, ord("_"): 63}
 
 
@@ -54,6 +53,13 @@ def source(data: Any, *, wipe: bool) -> Iterator[memoryview]:
         finally:
             if wipe:
                 view[:] = bytes(len(view))
+
+
+async def in_thread(make: Callable[[], Secret]) -> Secret:
+    """What `make` makes, in a worker thread."""
+    import trio  # at first use: it costs a tenth of a second
+
+    return await trio.to_thread.run_sync(make)
 
 
 # Files
@@ -170,9 +176,8 @@ def _cut(secret: Secret, length: int) -> Secret:
 
 def _grown(secret: Secret, make: Callable[[int], Secret], more: int) -> Secret:
     larger = make(len(secret) + more)
-    with secret:
-        with secret.reveal() as view, larger.reveal(write=True) as target:
-            target[: len(view)] = view
+    with secret, secret.reveal() as view, larger.reveal(write=True) as target:
+        target[: len(view)] = view
     return larger
 
 

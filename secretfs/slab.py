@@ -24,9 +24,9 @@ from typing import Any, Protocol
 from secretfs import cachelines, cgroup, libc
 from secretfs.area import wipe_all
 from secretfs.errors import ClosedError
-from secretfs.interface import Access, Backend, Guarantees, MappedRegion, round_up
+from secretfs.interface import Access, Backend, Guarantees, MappedRegion, Region, round_up
 
-__all__ = ["CANARY", "Cell", "Sealer", "Slab", "check_canaries", "close_slabs", "forget_slabs"]
+__all__ = ["CANARY", "Cell", "Sealer", "Slab", "check_canaries", "close_slabs", "forget_slabs", "map_region"]
 
 CANARY = 16
 """Bytes around each cell that nobody may write."""
@@ -122,40 +122,45 @@ class Cell:
         self._sealed = None
 
 
+def map_region(backend: Backend, size: int) -> Region:
+    """A region of `size` bytes, rounded up to whole pages.
+
+    Raises:
+        LimitError: they cannot be locked; nothing is left behind.
+    """
+    size = round_up(size, libc.PAGE_SIZE)
+    cgroup.require_headroom(size)
+    return backend.map(size)
+
+
 class Slab:
     """Pages that are opened and closed together. `cut` or `single` makes it ready, closed."""
 
     def __init__(
         self,
-        backend: Backend,
-        size: int,
+        region: Region,
         *,
         vacated: Callable[[Cell], None],
         uncached: bool = False,
         sealer: Sealer | None = None,
     ) -> None:
-        """Map `size` bytes, rounded up to whole pages.
+        """Take over a region, to which there is no view yet; map_region() makes one.
 
         Args:
-            backend: where the pages come from.
-            size: bytes.
+            region: the pages.
             vacated: called with a cell whose secret was closed while it was revealed, once its last view is gone.
             uncached: flush a secret's cache lines when its last window closes.
             sealer: keeps secrets enciphered while no window is open.
-
-        Raises:
-            LimitError: they cannot be locked; nothing is left behind.
         """
-        size = round_up(size, libc.PAGE_SIZE)
-        cgroup.require_headroom(size)
-        self._region = backend.map(size)
-        if isinstance(self._region, MappedRegion):
-            self._region.enclose()
-        # The liveness of a region is checked here already: that is half of what opening a window costs in Python.
-        self._protect = self._region._protect if self.guarded else self._region.protect
+        self._region = region
+        self._protect: Callable[[Access], None] = region.protect
+        if isinstance(region, MappedRegion):
+            region.enclose()
+            # Whether the region is alive is checked here already; asking twice would cost a tenth of a window.
+            self._protect = region.protect_pages
         self._view = self._region.view()
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._view))
-        self.size = size
+        self.size = region.size
         self.slot = 0
         """Bytes of each cell; 0 for a slab with a single one."""
         self.lock = threading.RLock()
@@ -193,10 +198,11 @@ class Slab:
         self.cells = len(self.free)
         self._protect(_NONE)
 
-    def single(self, length: int) -> Cell:
-        """Make one cell of `length` bytes, which end where the guard page begins."""
+    def single(self, length: int, *, fresh: bool = True) -> Cell:
+        """Make one cell of `length` bytes, which end where the guard page begins; not `fresh`: they are there."""
         self._protect(_WRITE)
-        self._region.wipe()  # of the canary of the secret that was here before
+        if fresh:
+            self._region.wipe()  # of the canary of the secret that was here before
         end = self.address + self.size
         self._mark(end - length - CANARY)
         self.cells = 1
