@@ -129,7 +129,7 @@ def map_region(backend: Backend, size: int) -> Region:
         LimitError: they cannot be locked; nothing is left behind.
     """
     size = round_up(size, libc.PAGE_SIZE)
-    cgroup.require_headroom(size)
+    cgroup.require_headroom_ahead(size)
     return backend.map(size)
 
 
@@ -191,9 +191,8 @@ class Slab:
         """Make cells of `slot` bytes, with canaries around them."""
         self.slot = slot
         fronts = range(self.address + CANARY, self.address + self.size - slot - CANARY + 1, slot + CANARY)
-        self._mark(self.address)
-        for front in fronts:
-            self._mark(front + slot)
+        pattern = (_canary + bytes(slot)) * len(fronts) + _canary
+        self._view[: len(pattern)] = pattern
         self.free = [Cell(self, front, front + slot) for front in reversed(fronts)]  # low addresses are popped first
         self.cells = len(self.free)
         self._protect(_NONE)
