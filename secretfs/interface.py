@@ -15,11 +15,12 @@ import enum
 import errno
 import functools
 import os
-import threading
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
-from secretfs import libc
+from secretfs import libc, turns
 from secretfs.errors import BoundsError, ClosedError, LimitError, LockLimitExceeded
 
 __all__ = [
@@ -206,10 +207,9 @@ class MappedRegion:
         self._fd = fd
         self._creator = creator
         self._owner = os.getpid()
-        self._lock = threading.RLock()  # an exporter may die inside any line of ours
         self._exporters = 0
-        self._access = Access.WRITE
-        self._closed = False
+        self._access: Access | None = Access.WRITE
+        self._closed = self._closing = False
         self._mapped = True
         self._guard = 0
 
@@ -229,11 +229,12 @@ class MappedRegion:
         return self._fd
 
     def view(self) -> memoryview:
-        self._require_alive()
-        with self._lock:
+        with turns.lock:
+            self._require_alive()
             exporter = _exporter_type(self.size).from_address(self._address)
             exporter.region = self
             self._exporters += 1
+        turns.catch_up()
         return memoryview(exporter).cast("B")
 
     def protect(self, access: Access) -> None:
@@ -250,9 +251,9 @@ class MappedRegion:
         base = libc.reserve(self.size + 2 * page)
         try:
             libc.mremap(self._address, self.size, base + page)
-        except OSError:
+        except OSError as error:
             libc.munmap(base, self.size + 2 * page)
-            raise
+            raise lock_refused(self.size, error) from error
         self._address, self._guard = base + page, page
 
     def lend_to_child(self) -> None:
@@ -281,27 +282,40 @@ class MappedRegion:
         self._wipe(offset, length)
 
     def close(self) -> None:
-        with self._lock:
-            if os.getpid() != self._owner or not self._mapped:
-                self._close_descriptor()
-                return
-            if not self._closed:
-                self._closed = True
-                self._close_descriptor()
-                self.protect_pages(Access.WRITE)  # a stale view then reads zeros and never faults
-                if self._creator:
-                    libc.wipe(self._address, self.size)
+        if os.getpid() != self._owner:  # asked first: the lock may belong to a thread that was not forked along
+            self._close_descriptor()
+            return
+        with turns.lock:
+            turns.settle()
+            if self._mapped:
+                self._wipe_and_unmap()
+        turns.catch_up()
+
+    def __del__(self) -> None:
+        if getattr(self, "_mapped", False):  # not where __init__ failed
+            turns.later(self._close_quietly)
+
+    def _wipe_and_unmap(self) -> None:
+        """The lock is held. A signal handler that comes in between wipes as well, but leaves the unmapping to us."""
+        nested, self._closing = self._closing, True
+        try:
+            self._closed = True
+            self._close_descriptor()
+            self.protect_pages(Access.WRITE)  # a stale view then reads zeros and never faults
+            if self._creator:
+                libc.wipe(self._address, self.size)
             if self._exporters:
                 raise BufferError(
                     f"{self._exporters} view(s) of a closed region are in use; its memory is wiped and goes with them"
                 )
-            self._unmap()
+            if not nested:
+                self._unmap()
+        finally:
+            self._closing = nested
 
-    def __del__(self) -> None:
-        # A half-built object has no _lock; a region with living exporters never gets here.
-        if hasattr(self, "_mapped"):
-            with contextlib.suppress(OSError, BufferError):  # a garbage cycle may hold region and view alike
-                self.close()
+    def _close_quietly(self) -> None:
+        with contextlib.suppress(OSError, BufferError):  # a garbage cycle may hold region and view alike
+            self.close()
 
     def _require_alive(self) -> None:
         if self._closed:
@@ -312,6 +326,7 @@ class MappedRegion:
     def protect_pages(self, access: Access) -> None:
         """protect(), for a caller that knows the region to be alive."""
         if access is not self._access:
+            self._access = None  # for a signal handler that comes right after the call
             libc.mprotect(self._address, self.size, access)
             self._access = access
 
@@ -319,22 +334,23 @@ class MappedRegion:
         before = self._access
         self.protect_pages(Access.WRITE)
         libc.wipe(self._address + offset, length)
-        self.protect_pages(before)
+        if before is not None:
+            self.protect_pages(before)
 
     def _close_descriptor(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _unmap(self) -> None:
         self._mapped = False
         libc.munmap(self._address - self._guard, self.size + 2 * self._guard)
 
     def _exporter_gone(self) -> None:
-        with self._lock:
-            self._exporters -= 1
-            if self._closed and self._mapped and not self._exporters and os.getpid() == self._owner:
-                self._unmap()
+        self._exporters -= 1
+        unmappable = self._closed and self._mapped and not self._exporters and not self._closing
+        if unmappable and os.getpid() == self._owner:
+            self._unmap()
 
 
 class _Exporter:
@@ -342,10 +358,10 @@ class _Exporter:
 
     region: MappedRegion
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         region = getattr(self, "region", None)
-        if region is not None:
-            region._exporter_gone()
+        if region is not None and not finalizing():
+            turns.later(region._exporter_gone)
 
 
 @functools.cache
