@@ -12,17 +12,17 @@ import atexit
 import contextlib
 import ctypes
 import os
-import weakref
 from dataclasses import replace
 from types import TracebackType
 
 from secretfs import cachelines, cgroup, libc, registry, sharing
 from secretfs.errors import BoundsError, ClosedError, UsageError
 from secretfs.interface import Backend, Guarantees, Region, Shareable, round_up
+from secretfs.living import Living
 
 __all__ = ["SecretArea"]
 
-_areas: weakref.WeakSet[SecretArea] = weakref.WeakSet()
+_areas: Living[SecretArea] = Living()
 
 
 class SecretArea:
@@ -296,6 +296,6 @@ class SecretArea:
 @atexit.register
 def wipe_all() -> None:
     """Close every area of this process, as it happens at interpreter exit, also those that something refers to."""
-    for area in list(_areas):
+    for area in _areas.all():
         with contextlib.suppress(BufferError, OSError):
             area.close()

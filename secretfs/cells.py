@@ -1,21 +1,18 @@
-"""Which cell a small secret gets: size classes, slabs that come and go, a lock that a garbage collector cannot meet.
+"""Which cell a small secret gets: size classes, slabs that come and go.
 
 Small secrets share slabs of 16 KiB, one size class to a slab; what is larger, or is to be alone, has a slab of its own.
 Freed cells are zero, so a secret that was never written needs no window to be made or closed. A slab whose last secret
 is gone is given back, but for a few that wait for the next secrets of any class: secret pages are slow to make (about
 20 us each).
 
-A secret may be closed by the garbage collector, in any thread and inside any line of this module. `free` therefore only
-takes the lock when nobody has it; else whoever has it does the work when he is done.
+All of it happens under the lock of `turns.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import deque
 
-from secretfs import libc
+from secretfs import libc, turns
 from secretfs.errors import BoundsError
 from secretfs.interface import Backend, Region, round_up
 from secretfs.slab import CANARY, Cell, Sealer, Slab, map_region
@@ -52,8 +49,6 @@ class CellHeap:
         self.backend = backend
         self.uncached = uncached
         self.sealer = sealer
-        self._lock = threading.Lock()
-        self._freed: deque[Cell] = deque()
         # by the bit length of the secret's length minus one
         self._classes = [_Class(max(SIZES[0], 1 << n)) for n in range(LARGEST.bit_length())]
         for n in range(SIZES[0].bit_length() - 1):
@@ -76,18 +71,20 @@ class CellHeap:
         """
         if not 0 < length <= LONGEST:
             raise BoundsError(f"a secret has 1 to {LONGEST} bytes, not {length}")
-        with self._lock:
-            if alone or length > LARGEST:
-                cell = self._alone(length)
-            else:
-                group = self._classes[(length - 1).bit_length()]
-                slab = group.current
-                if slab is None or not slab.free:
-                    slab = self._next(group)
-                cell = slab.free.pop()
-            cell.take(length)
-        if self._freed:
-            self._work_off()
+        try:
+            with turns.lock:
+                if alone or length > LARGEST:
+                    cell = self._alone(length)
+                else:
+                    group = self._classes[(length - 1).bit_length()]
+                    slab = group.current
+                    if slab is None or not slab.free:
+                        slab = self._next(group)
+                    cell = slab.free.pop()
+                cell.take(length)
+        finally:
+            if turns.late:
+                turns.catch_up()
         return cell
 
     def adopt(self, region: Region, length: int) -> Cell:
@@ -98,9 +95,23 @@ class CellHeap:
         return cell
 
     def free(self, cell: Cell) -> None:
-        """Wipe a cell and take it back; while a view of it is left, wipe it now and take it back when that is gone."""
-        self._freed.append(cell)
-        self._work_off()
+        """Wipe a cell and take it back; while a view of it is left, wipe it now and take it back when that is gone.
+
+        The lock is held. Twice is fine.
+        """
+        slab = cell.slab
+        if slab.closed or not cell.taken:
+            return
+        cell.closing = cell.opens > 0
+        cell.clear()
+        if cell.closing:
+            return  # its last view frees it again
+        cell.taken = False
+        if not slab.slot:
+            self._pool_or_give_back(slab)
+        else:
+            slab.free.append(cell)
+            self._keep_or_give_back(slab)
 
     def close(self) -> None:
         """Wipe and unmap everything; secrets in it can no longer be used.
@@ -108,39 +119,17 @@ class CellHeap:
         Raises:
             BufferError: something is revealed; its memory is wiped and goes with the last view of it.
         """
-        with self._lock:
+        with turns.lock, contextlib.ExitStack() as stack:
             slabs = list(self.slabs.values())
             self.slabs.clear()
             self._pool.clear()
             for group in self._classes:
                 group.current = None
                 group.others.clear()
-        with contextlib.ExitStack() as stack:
             for slab in slabs:
                 stack.callback(slab.close)
 
-    def _work_off(self) -> None:
-        """Take back what was freed. A lock that is held means that its holder will look here again."""
-        while self._freed and self._lock.acquire(blocking=False):
-            try:
-                while self._freed:
-                    self._take_back(self._freed.popleft())
-            finally:
-                self._lock.release()
-
-    def _take_back(self, cell: Cell) -> None:
-        slab = cell.slab
-        if slab.closed:
-            return
-        with slab.lock:
-            cell.clear()
-            cell.closing = cell.opens > 0
-        if cell.closing:
-            return  # its last view calls free() again
-        if not slab.slot:
-            self._pool_or_give_back(slab)
-            return
-        slab.free.append(cell)
+    def _keep_or_give_back(self, slab: Slab) -> None:
         group = self._classes[(slab.slot - 1).bit_length()]
         if slab is group.current:
             return

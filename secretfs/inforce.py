@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from secretfs.slab import close_slabs
 
 __all__ = ["Protection", "protection", "release_all", "wipe_on_signals"]
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 
 _WHY = {
     "off_direct_map": "ordinary memory is in the kernel's direct map, where /proc/kcore finds it",
@@ -109,6 +108,8 @@ def protection(subject: Any = None) -> Protection:
         backend, guarantees = subject.backend, subject.guarantees
     else:
         raise TypeError(f"protection() is for a Secret or a SecretArea, not {type(subject).__name__}")
+    import resource  # not everywhere; elsewhere the registry has said what is missing
+
     core, _ = resource.getrlimit(resource.RLIMIT_CORE)
     return Protection(
         subject="this process" if subject is None else repr(subject),
@@ -191,7 +192,7 @@ class _Wiper:
         return self._before
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Not release_all(): the main thread may be inside one of its locks. These are reentrant.
+        # Not release_all(): what is left of the process makes no new secrets, and canaries were overwritten or not.
         with contextlib.suppress(SecretFSError, BufferError):
             close_slabs()
         area.wipe_all()

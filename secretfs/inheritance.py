@@ -8,13 +8,13 @@ os.fork() and what is built on it; a fork that Python does not see gives the chi
 from __future__ import annotations
 
 import contextlib
-import os
-import weakref
 from typing import Protocol
 
 import secretfs.kinds  # noqa: F401 - in a child its hook must run before ours: hooks run in the order of their making
+from secretfs import turns
 from secretfs.errors import SecretFSError
 from secretfs.interface import MappedRegion, Region
+from secretfs.living import Living
 
 __all__ = ["Inheritable", "add"]
 
@@ -29,18 +29,22 @@ class Inheritable(Protocol):
         """In the child: go on with that region."""
 
 
-_secrets: weakref.WeakValueDictionary[int, Inheritable] = weakref.WeakValueDictionary()  # by id(): they have no hash
+_secrets: Living[Inheritable] = Living()
 _copies: list[tuple[Inheritable, MappedRegion]] = []
 
 
 def add(secret: Inheritable) -> None:
     """Give `secret` to the children that are forked from now on."""
-    _secrets[id(secret)] = secret
+    _secrets.add(secret)
 
 
 def _before() -> None:
-    """What cannot be copied, for want of memory or because it was closed, the child does not have: its use raises."""
-    for secret in list(_secrets.values()):
+    """What cannot be copied, for want of memory or because it was closed, the child does not have: its use raises.
+
+    From here until the fork is done no other thread forks, or the copies would get into the wrong child.
+    """
+    turns.lock.acquire()
+    for secret in _secrets.all():
         with contextlib.suppress(SecretFSError, OSError):
             region = secret.copy_for_child()
             if isinstance(region, MappedRegion):
@@ -51,13 +55,15 @@ def _before() -> None:
 def _in_parent() -> None:
     while _copies:
         _copies.pop()[1].let_go()
+    turns.lock.release()
 
 
 def _in_child() -> None:
     while _copies:
         secret, region = _copies.pop()
-        region.adopt()
-        secret.adopt(region)
+        with contextlib.suppress(SecretFSError, OSError):  # it cannot be locked here: its use raises
+            region.adopt()
+            secret.adopt(region)
 
 
-os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+turns.at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -229,12 +229,14 @@ class MappedRegion:
         return self._fd
 
     def view(self) -> memoryview:
-        with turns.lock:
-            self._require_alive()
-            exporter = _exporter_type(self.size).from_address(self._address)
-            exporter.region = self
-            self._exporters += 1
-        turns.catch_up()
+        try:
+            with turns.lock:
+                self._require_alive()
+                exporter = _exporter_type(self.size).from_address(self._address)
+                exporter.region = self
+                self._exporters += 1
+        finally:
+            turns.catch_up()
         return memoryview(exporter).cast("B")
 
     def protect(self, access: Access) -> None:
@@ -285,11 +287,13 @@ class MappedRegion:
         if os.getpid() != self._owner:  # asked first: the lock may belong to a thread that was not forked along
             self._close_descriptor()
             return
-        with turns.lock:
-            turns.settle()
-            if self._mapped:
-                self._wipe_and_unmap()
-        turns.catch_up()
+        try:
+            with turns.lock:
+                turns.settle()
+                if self._mapped:
+                    self._wipe_and_unmap()
+        finally:
+            turns.catch_up()
 
     def __del__(self) -> None:
         if getattr(self, "_mapped", False):  # not where __init__ failed

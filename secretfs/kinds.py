@@ -7,12 +7,10 @@ the process, and forgets them in a forked child, which has none of their memory.
 from __future__ import annotations
 
 import atexit
-import os
-import threading
 from dataclasses import replace
 from typing import Any
 
-from secretfs import cachelines, registry
+from secretfs import cachelines, registry, turns
 from secretfs.cells import CellHeap
 from secretfs.errors import UsageError
 from secretfs.interface import Backend, Guarantees
@@ -22,7 +20,6 @@ from secretfs.slab import check_canaries, close_slabs, forget_slabs
 __all__ = ["Kind", "all_kinds", "kind_of", "release_kinds"]
 
 _kinds: dict[tuple[Any, ...], Kind] = {}
-_lock = threading.Lock()
 
 
 class Kind:
@@ -70,17 +67,19 @@ def release_kinds() -> None:
     Raises:
         BufferError: one is revealed: its memory is wiped, and goes with the last view of it.
     """
-    with _lock:
+    survivor: BufferError | None = None
+    with turns.lock:
+        turns.settle()
         kinds = all_kinds()
         _kinds.clear()
-    check_canaries()
-    survivor: BufferError | None = None
-    for kind in kinds:
-        try:
-            kind.heap.close()
-        except BufferError as error:
-            survivor = error
-    close_slabs()  # also the keys of what was at rest
+        check_canaries()
+        for kind in kinds:
+            try:
+                kind.heap.close()
+            except BufferError as error:
+                survivor = error
+        close_slabs()  # also the keys of what was at rest
+    turns.catch_up()
     if survivor is not None:
         raise survivor
 
@@ -92,7 +91,7 @@ def _make(words: tuple[Any, ...]) -> Kind:
     chosen = registry.choose_warning(backend).backend if backend is None or isinstance(backend, str) else backend
     if at_rest is None:
         at_rest = chosen.name == "emulator" and libsodium() is not None
-    with _lock:
+    with turns.lock:
         wanted = chosen, mode, at_rest
         same = (kind for kind in _kinds.values() if (kind.backend, kind.mode, kind.at_rest) == wanted)
         _kinds[words] = next(same, None) or Kind(chosen, mode, at_rest)
@@ -100,9 +99,7 @@ def _make(words: tuple[Any, ...]) -> Kind:
 
 
 def _forked() -> None:
-    """In a forked child: its secrets are its own from here on. What the parent's locks say means nothing here."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
+    """In a forked child: its secrets are its own from here on."""
     _kinds.clear()
     forget_slabs()
 
@@ -113,4 +110,4 @@ def _end() -> None:
     close_slabs()
 
 
-os.register_at_fork(after_in_child=_forked)
+turns.at_fork(after_in_child=_forked)

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import os
 import platform
-import resource
 from typing import Any
 
 __all__ = [
@@ -48,7 +47,8 @@ __all__ = [
     "wipe",
 ]
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+# What is not Linux can import this, so that the registry can say what is missing there.
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x20, 0x4000
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
@@ -66,7 +66,7 @@ _IOV_MAX = 1024
 # Where memfd_secret(2) is wired. The number is the same everywhere; the architecture list is not.
 MEMFD_SECRET_NUMBERS = {"x86_64": 447, "aarch64": 447, "riscv64": 447, "s390x": 447, "loongarch64": 447}
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 def _declare(name: str, result: Any, *arguments: Any) -> Any:
@@ -295,6 +295,8 @@ def locked_bytes() -> int:
 
 def lock_limit() -> int | None:
     """How many bytes this process may lock (RLIMIT_MEMLOCK), None for no limit (also with CAP_IPC_LOCK)."""
+    import resource  # not everywhere, see PAGE_SIZE
+
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY or effective_capability(CAP_IPC_LOCK):
         return None

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import weakref
 
 from secretfs import registry
 from secretfs.errors import BackendUnavailable
 from secretfs.interface import Backend, MappedRegion
+from secretfs.living import Living
 from secretfs.slab import map_region
 
 __all__ = ["mmap", "unmap_all"]
 
-_regions: weakref.WeakSet[MappedRegion] = weakref.WeakSet()
+_regions: Living[MappedRegion] = Living()
 
 
 def mmap(length: int, *, backend: str | Backend | None = None) -> memoryview:
@@ -47,6 +47,6 @@ def mmap(length: int, *, backend: str | Backend | None = None) -> memoryview:
 @atexit.register
 def unmap_all() -> None:
     """Wipe all of it; what a view still refers to stays mapped, as zeros."""
-    for region in list(_regions):
+    for region in _regions.all():
         with contextlib.suppress(BufferError, OSError):
             region.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -171,6 +172,8 @@ def _entry_points() -> dict[str, list[str]]:
 
 @functools.cache
 def _load(name: str) -> Backend:
+    if sys.platform != "linux":
+        raise BackendUnavailable(f"secret memory needs Linux, and this is {sys.platform}")
     values = _entry_points().get(name)
     if not values:
         known = ", ".join(sorted({"auto", *_entry_points()}))

@@ -17,11 +17,10 @@ import contextlib
 import ctypes
 import functools
 import os
-import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from secretfs import libc
+from secretfs import libc, turns
 from secretfs.errors import BackendUnavailable, SecretFSError
 from secretfs.interface import Backend
 from secretfs.slab import Slab, map_region
@@ -69,7 +68,6 @@ class Rest:
                 "secrets cannot be enciphered at rest: libsodium is not installed",
                 hint="apt-get install libsodium23, or at_rest=False",
             )
-        self._lock = threading.RLock()
         self._uses = 0
         self._prekey = Slab(map_region(backend, PREKEY), vacated=lambda _: None)
         self._keys = Slab(map_region(backend, 3 * KEY), vacated=lambda _: None)
@@ -101,7 +99,7 @@ class Rest:
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
         """Both slabs, and a key that is wiped at the end."""
-        with self._lock, self._prekey.lock, self._keys.lock, self._prekey.opened(), self._keys.opened():
+        with turns.lock, self._prekey.opened(), self._keys.opened():
             try:
                 yield
                 self._uses += 1

@@ -15,11 +15,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
 
-from secretfs import inheritance, libc, secretio
+from secretfs import inheritance, libc, secretio, turns
 from secretfs.errors import BoundsError, ClosedError
 from secretfs.interface import Backend, Guarantees, Region
 from secretfs.kinds import kind_of
-from secretfs.reveal import Reveal
+from secretfs.reveal import Reveal, shut
 from secretfs.slab import CANARY, Cell, map_region
 
 __all__ = ["Secret"]
@@ -128,12 +128,11 @@ class Secret:
     def _decoded(cls, text: Any, measure: Any, decode: Any, *, wipe: bool, kind: dict[str, Any]) -> Secret:
         with secretio.source(text, wipe=wipe) as view:
             secret = cls(measure(view), **kind)
-            try:
-                with secret.reveal(write=True) as target:
-                    decode(view, target)
-            except BaseException:
-                secret.close()
-                raise
+            with secret.reveal(write=True) as target:
+                complaint = decode(view, target)
+        if complaint:  # raised here: a traceback with the decoder in it would hold a digit
+            secret.close()
+            raise ValueError(complaint)
         return secret
 
     @classmethod
@@ -204,17 +203,33 @@ class Secret:
             BufferError: on leaving, if a slice, a memoryview or a foreign export of it is still in use. The memory
                 stays mapped and open until that is gone.
         """
-        return Reveal(self._alive(), write)
+        return Reveal(self, write)
 
     @contextmanager
     def pointer(self, *, write: bool = False) -> Iterator[int]:
         """Like reveal(), but gives the address, for C code through ctypes or cffi. It means nothing after the block."""
-        cell = self._alive()
-        cell.open(write)
+        cell = self.open_window(write)
         try:
             yield cell.address
         finally:
-            cell.shut(write)
+            shut(cell, write)
+
+    def open_window(self, write: bool) -> Cell:
+        """For reveal() and pointer(): open a window, and say where.
+
+        Raises:
+            ClosedError: after close(), or in a forked child.
+        """
+        try:
+            with turns.lock:
+                cell = self._cell
+                if cell is None:
+                    raise ClosedError("this secret was closed")
+                cell.open(write)
+        finally:
+            if turns.late:
+                turns.catch_up()
+        return cell
 
     def compare(self, other: Secret) -> bool:
         """Whether both hold the same bytes, in a time that depends on their lengths only (hmac.compare_digest)."""
@@ -272,11 +287,19 @@ class Secret:
         Raises:
             BufferError: it is revealed; it is wiped already, and its place is given back with the last view of it.
         """
-        cell, self._cell = self._cell, None
-        if cell is None:
-            return
-        revealed = cell.opens
-        self._kind.heap.free(cell)
+        revealed = False
+        try:
+            with turns.lock:
+                cell = self._cell
+                if cell is not None:
+                    revealed = cell.opens > 0
+                    try:
+                        self._kind.heap.free(cell)
+                    finally:
+                        self._cell = None
+        finally:
+            if turns.late:
+                turns.catch_up()
         if revealed:
             raise BufferError("a closed secret is still revealed; it is wiped, and goes with the last view")
 
@@ -291,7 +314,7 @@ class Secret:
     def __del__(self) -> None:
         cell = getattr(self, "_cell", None)  # None also where __init__ failed
         if cell is not None:
-            self._kind.heap.free(cell)
+            turns.later(self._kind.heap.free, cell)
 
     # What may be known of it
 
@@ -358,9 +381,5 @@ class Secret:
         kind = self._kind
         self._kind = kind_of(kind.backend, kind.mode, kind.at_rest)
         self._cell = self._kind.heap.adopt(region, self._length)
-
-    def _alive(self) -> Cell:
-        cell = self._cell
-        if cell is None:
-            raise ClosedError("this secret was closed")
-        return cell
+        with self.pointer():
+            pass  # at whose end it is enciphered, if it is to be at rest

@@ -232,20 +232,21 @@ def hex_length(text: memoryview) -> int:
     return digits // 2
 
 
-def decode_hex(text: memoryview, target: memoryview) -> None:
-    """Decode into `target`."""
+def decode_hex(text: memoryview, target: memoryview) -> str:
+    """Decode into `target`; what is wrong with it, or ""."""
     at, high = 0, -1
     for digit in text:
         if digit in _SPACE:
             continue
         value = _HEX.get(digit, -1)
         if value < 0:
-            raise ValueError("there is something else than hexadecimal digits")
+            return "there is something else than hexadecimal digits"
         if high < 0:
             high = value
         else:
             target[at] = high << 4 | value
             at, high = at + 1, -1
+    return ""
 
 
 def base64_length(text: memoryview) -> int:
@@ -256,8 +257,8 @@ def base64_length(text: memoryview) -> int:
     return digits * 6 // 8
 
 
-def decode_base64(text: memoryview, target: memoryview) -> None:
-    """Decode into `target`."""
+def decode_base64(text: memoryview, target: memoryview) -> str:
+    """Decode into `target`; what is wrong with it, or ""."""
     at = held = place = 0  # every number here is below 256: Python has those ready, and makes no object
     ended = False
     for digit in text:
@@ -268,7 +269,7 @@ def decode_base64(text: memoryview, target: memoryview) -> None:
         if ended and digit == ord("="):
             continue
         if ended or value < 0:
-            raise ValueError("there is something else than base64")
+            return "there is something else than base64"
         if place == 0:
             held, place = value, 1
             continue
@@ -277,3 +278,4 @@ def decode_base64(text: memoryview, target: memoryview) -> None:
         at += 1
         held = value & ((1 << (6 - kept)) - 1)
         place = (place + 1) % 4
+    return ""

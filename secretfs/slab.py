@@ -7,8 +7,7 @@ a part): while one secret is revealed, the others of its slab can be read too. `
     guard page | canary | cell | canary | cell | canary ... | guard page
     guard page | ... canary | one large secret | guard page
 
-Locks: a slab's lock is held for the few lines that count windows, and for what they do. It is reentrant, because the
-last view of a secret may die inside any of those lines.
+Windows are counted, and what the counts say is done, under the lock of `turns.py`.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import threading
-import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from secretfs import cachelines, cgroup, libc
+from secretfs import cachelines, cgroup, libc, turns
 from secretfs.area import wipe_all
 from secretfs.errors import ClosedError
 from secretfs.interface import Access, Backend, Guarantees, MappedRegion, Region, round_up
+from secretfs.living import Living
 
 __all__ = ["CANARY", "Cell", "Sealer", "Slab", "check_canaries", "close_slabs", "forget_slabs", "map_region"]
 
@@ -33,7 +31,7 @@ CANARY = 16
 FORKED = "this secret belongs to the process that this one was forked from"
 _NONE, _READ, _WRITE = Access.NONE, Access.READ, Access.WRITE
 _canary = os.urandom(CANARY)
-_slabs: weakref.WeakSet[Slab] = weakref.WeakSet()
+_slabs: Living[Slab] = Living()
 
 
 class Sealer(Protocol):
@@ -49,7 +47,7 @@ class Sealer(Protocol):
 class Cell:
     """A place for one secret: `length` bytes at `address`. The bytes of a free cell are zero."""
 
-    __slots__ = ("_sealed", "address", "closing", "end", "front", "length", "opens", "slab", "touched")
+    __slots__ = ("_sealed", "address", "closing", "end", "front", "length", "opens", "slab", "taken", "touched")
 
     def __init__(self, slab: Slab, front: int, end: int) -> None:
         self.slab = slab
@@ -57,6 +55,7 @@ class Cell:
         """The address of its first byte, after a canary."""
         self.end = end
         self.take(0)
+        self.taken = False
         self.touched = False
         """Whether it may hold anything but zeros."""
 
@@ -65,51 +64,62 @@ class Cell:
         self.length = length
         self.address = self.end - length
         self.opens = 0
+        self.taken = True
         self.closing = False
         self._sealed: Any = None
 
     def open(self, write: bool) -> None:
-        """Open a window: until shut() the bytes can be read, with `write` also written.
+        """Open a window: until shut() the bytes can be read, with `write` also written. The lock is held.
 
         Raises:
             ClosedError: in a forked child, or after the slab was closed.
         """
         slab = self.slab
-        with slab.lock:
-            if self._sealed is not None:
+        slab.open(write)
+        self.opens += 1
+        if write:
+            self.touched = True
+        if self._sealed is not None:
+            try:
                 self._unseal()
-            slab.open(write)
-            self.opens += 1
-            if write:
-                self.touched = True
+            except BaseException:
+                self._shut_unread(write)
+                raise
 
     def shut(self, write: bool) -> None:
-        """Close a window. With the last one the bytes are out of reach, and gone if the secret was closed meanwhile."""
+        """Close a window. With the last one the bytes are out of reach, and gone if the secret was closed meanwhile.
+
+        The lock is held.
+        """
         slab = self.slab
-        with slab.lock:
-            self.opens -= 1
-            last = not self.opens and not slab.closed
+        self.opens -= 1
+        last = not self.opens and not slab.closed
+        try:
             if last and slab.sealer is not None and self.touched and not self.closing:
                 self._seal(slab.sealer)
             if last and slab.uncached:
                 cachelines.flush(self.address, self.length)
+        finally:
             slab.shut(write)
-            gone = last and self.closing
-        if gone:
+        if last and self.closing:
             slab.vacated(self)
 
     def clear(self) -> None:
-        """Wipe it, after a look at the canaries around it; while a window is open, just wipe it."""
+        """Wipe it, after a look at the canaries around it. The lock is held."""
         if not self.touched:
             return
         slab = self.slab
-        with slab.lock, slab.opened():
+        with slab.opened():
             slab.check(self)
             libc.wipe(self.address, self.length)
             if slab.uncached:
                 cachelines.flush(self.address, self.length)
             self._sealed = None
             self.touched = self.opens > 0
+
+    def _shut_unread(self, write: bool) -> None:
+        self.opens -= 1
+        self.slab.shut(write)
 
     def _seal(self, sealer: Sealer) -> None:
         with self.slab.opened():
@@ -163,7 +173,6 @@ class Slab:
         self.size = region.size
         self.slot = 0
         """Bytes of each cell; 0 for a slab with a single one."""
-        self.lock = threading.RLock()
         self._readers = self._writers = 0
         self.closed = False
         self._why_closed = "this secret was released"
@@ -214,15 +223,19 @@ class Slab:
             raise ClosedError(self._why_closed)
         if os.getpid() != self._owner:
             raise ClosedError(FORKED)
-        if write:
-            if not self._writers:
-                self._protect(_WRITE)
-                self._used = True
-            self._writers += 1
-        else:
-            if not self._writers and not self._readers:
-                self._protect(_READ)
-            self._readers += 1
+        try:
+            if write:
+                self._writers += 1
+                if self._writers == 1:
+                    self._protect(_WRITE)
+                    self._used = True
+            else:
+                self._readers += 1
+                if self._readers == 1 and not self._writers:
+                    self._protect(_READ)
+        except BaseException:
+            self.shut(write)
+            raise
 
     def shut(self, write: bool) -> None:
         """Count one window fewer. The lock is held."""
@@ -256,32 +269,30 @@ class Slab:
             _end_overwritten()
 
     def check_all(self) -> None:
-        """End the process if any canary was overwritten."""
-        with self.lock:
-            if self.closed or not self._used:
-                return
-            last = self.address + self.size - CANARY
-            at = range(self.address, last + 1, self.slot + CANARY) if self.slot else ()
-            with self.opened():
-                if not all(self._holds(address, _canary) for address in at):
-                    _end_overwritten()
+        """End the process if any canary was overwritten. The lock is held."""
+        if self.closed or not self._used:
+            return
+        last = self.address + self.size - CANARY
+        at = range(self.address, last + 1, self.slot + CANARY) if self.slot else ()
+        with self.opened():
+            if not all(self._holds(address, _canary) for address in at):
+                _end_overwritten()
 
     def close(self) -> None:
-        """Wipe and unmap.
+        """Wipe and unmap. The lock is held.
 
         Raises:
             BufferError: a window is open; the memory is wiped, and goes with the last one.
         """
-        with self.lock:
-            if self.closed:
-                return
-            self.closed = True
-            self._view.release()
-            if not self._readers and not self._writers:
-                self._region.close()
-                return
-            self._protect(_WRITE)  # what is revealed still reads, as zeros
-            self._region.wipe()
+        if self.closed:
+            return
+        self.closed = True
+        self._view.release()
+        if not self._readers and not self._writers:
+            self._region.close()
+            return
+        self._protect(_WRITE)  # what is revealed still reads, as zeros
+        self._region.wipe()
         raise BufferError("a secret is revealed; its memory is wiped already and goes with the last view of it")
 
     def _mark(self, address: int) -> None:
@@ -295,22 +306,23 @@ class Slab:
 
 def check_canaries() -> None:
     """End the process if a secret anywhere was written past its bounds."""
-    for slab in list(_slabs):
-        with contextlib.suppress(ClosedError):  # in a forked child
-            slab.check_all()
+    with turns.lock:
+        for slab in _slabs.all():
+            with contextlib.suppress(ClosedError):  # in a forked child
+                slab.check_all()
 
 
 def close_slabs() -> None:
     """Wipe and unmap all slabs of this process, as at its end."""
-    for slab in list(_slabs):
-        with contextlib.suppress(BufferError, OSError, ClosedError):
-            slab.close()
+    with turns.lock:
+        for slab in _slabs.all():
+            with contextlib.suppress(BufferError, OSError, ClosedError):
+                slab.close()
 
 
 def forget_slabs() -> None:
-    """In a forked child: none of them is here. Their locks may be held for ever."""
-    for slab in list(_slabs):
-        slab.lock = threading.RLock()
+    """In a forked child: none of them is here."""
+    for slab in _slabs.all():
         slab.closed = True
         slab._why_closed = FORKED
     _slabs.clear()

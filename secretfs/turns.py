@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["catch_up", "late", "later", "lock", "settle"]
+__all__ = ["at_fork", "catch_up", "late", "later", "lock", "settle"]
 
 lock: Any = threading.RLock()
 """To be taken as `with turns.lock:`, since a fork replaces it. Afterwards: `if turns.late: turns.catch_up()`."""
@@ -47,10 +47,24 @@ def catch_up() -> None:
 
 
 def settle() -> None:
-    """Do what was left. The lock is held: what this thread's finalizers have begun is done afterwards."""
+    """Do what was left. The lock is held, and no line of its holder is interrupted by this."""
     while late:
         work, arguments = late.popleft()
         work(*arguments)
+
+
+def at_fork(**hooks: Callable[[], object]) -> None:
+    """os.register_at_fork(), where there is such a thing."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(**hooks)
+
+
+def _forking() -> None:
+    lock.acquire()
+
+
+def _in_parent() -> None:
+    lock.release()
 
 
 def _forked() -> None:
@@ -59,4 +73,5 @@ def _forked() -> None:
     late.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+# What is forked is forked between two turns, never in the middle of one.
+at_fork(before=_forking, after_in_parent=_in_parent, after_in_child=_forked)
