@@ -11,12 +11,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from secretfs.window import Window
-
-if TYPE_CHECKING:
-    from secretfs.secret import Secret
 
 __all__ = [
     "ask", "base64_length", "decode_base64", "decode_hex", "hex_length", "in_thread", "opened", "read_all", "source",
@@ -31,6 +28,23 @@ _HEX = {ord(digit): value for value in range(16) for digit in {f"{value:x}", f"{
 _BASE64 = {
     digit: value for value, digit in enumerate(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 } | {ord("-"): 62, ord("_"): 63}
+
+S = TypeVar("S", bound="Fillable")
+T = TypeVar("T")
+
+
+class Fillable(Protocol):
+    """A secret, as far as it matters here."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self: S, part: slice) -> S: ...
+
+    def reveal(self, *, write: bool = False) -> Any:
+        """A window."""
+
+    def close(self) -> None:
+        """Wipe it."""
 
 
 @contextlib.contextmanager
@@ -55,7 +69,7 @@ def source(data: Any, *, wipe: bool) -> Iterator[memoryview]:
                 view[:] = bytes(len(view))
 
 
-async def in_thread(make: Callable[[], Secret]) -> Secret:
+async def in_thread(make: Callable[[], T]) -> T:
     """What `make` makes, in a worker thread."""
     import trio  # at first use: it costs a tenth of a second
 
@@ -80,7 +94,7 @@ def opened(file: Any) -> Iterator[int]:
             os.close(fd)
 
 
-def read_all(make: Callable[[int], Secret], fd: int) -> Secret:
+def read_all(make: Callable[[int], S], fd: int) -> S:
     """A secret with everything up to the end of `fd`."""
     about = os.fstat(fd)
     known = stat.S_ISREG(about.st_mode) and about.st_size
@@ -115,7 +129,7 @@ def write_all(fd: int, view: memoryview) -> int:
     return sent
 
 
-def without_newline(secret: Secret) -> Secret:
+def without_newline(secret: S) -> S:
     """`secret` if its last byte is no newline, else a new one without it."""
     with secret.reveal() as view:
         ends = view[-1] == ord("\n")
@@ -164,19 +178,19 @@ def _write_through_window(fd: int, view: memoryview) -> int:
         window.close()
 
 
-def _cut(secret: Secret, length: int) -> Secret:
+def _cut(secret: S, length: int) -> S:
     """The first `length` bytes; `secret` is closed unless those are all of it."""
     if length == len(secret):
         return secret
-    with secret:
+    with contextlib.closing(secret):
         if not length:
             raise ValueError("there is nothing to read: a secret has at least one byte")
         return secret[:length]
 
 
-def _grown(secret: Secret, make: Callable[[int], Secret], more: int) -> Secret:
+def _grown(secret: S, make: Callable[[int], S], more: int) -> S:
     larger = make(len(secret) + more)
-    with secret, secret.reveal() as view, larger.reveal(write=True) as target:
+    with contextlib.closing(secret), secret.reveal() as view, larger.reveal(write=True) as target:
         target[: len(view)] = view
     return larger
 
@@ -184,7 +198,7 @@ def _grown(secret: Secret, make: Callable[[int], Secret], more: int) -> Secret:
 # Terminals
 
 
-def ask(message: str, make: Callable[[int], Secret]) -> Secret:
+def ask(message: str, make: Callable[[int], S]) -> S:
     """One line from the terminal, with its newline, while nothing of it is shown."""
     import termios
 
@@ -207,7 +221,7 @@ def ask(message: str, make: Callable[[int], Secret]) -> Secret:
         os.close(fd)
 
 
-def _line(fd: int, make: Callable[[int], Secret]) -> Secret:
+def _line(fd: int, make: Callable[[int], S]) -> S:
     line = make(LINE)
     try:
         with line.reveal(write=True) as view:
