@@ -94,24 +94,25 @@ class CellHeap:
         cell.touched = True
         return cell
 
-    def free(self, cell: Cell) -> None:
+    def free(self, cell: Cell) -> bool:
         """Wipe a cell and take it back; while a view of it is left, wipe it now and take it back when that is gone.
 
-        The lock is held. Twice is fine.
+        Returns whether there is one. The lock is held. Twice is fine, and so is a slab that is closed.
         """
         slab = cell.slab
         if slab.closed or not cell.taken:
-            return
+            return False
         cell.closing = cell.opens > 0
         cell.clear()
         if cell.closing:
-            return  # its last view frees it again
+            return True  # the last view frees it again
         cell.taken = False
         if not slab.slot:
             self._pool_or_give_back(slab)
         else:
             slab.free.append(cell)
             self._keep_or_give_back(slab)
+        return False
 
     def close(self) -> None:
         """Wipe and unmap everything; secrets in it can no longer be used.

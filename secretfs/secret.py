@@ -292,9 +292,8 @@ class Secret:
             with turns.lock:
                 cell = self._cell
                 if cell is not None:
-                    revealed = cell.opens > 0
                     try:
-                        self._kind.heap.free(cell)
+                        revealed = self._kind.heap.free(cell)
                     finally:
                         self._cell = None
         finally:
@@ -314,6 +313,7 @@ class Secret:
     def __del__(self) -> None:
         cell = getattr(self, "_cell", None)  # None also where __init__ failed
         if cell is not None:
+            self._cell = None  # also where somebody calls this by name
             turns.later(self._kind.heap.free, cell)
 
     # What may be known of it

@@ -150,7 +150,7 @@ class Slab:
         self,
         region: Region,
         *,
-        vacated: Callable[[Cell], None],
+        vacated: Callable[[Cell], object],
         uncached: bool = False,
         sealer: Sealer | None = None,
     ) -> None:
