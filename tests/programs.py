@@ -25,16 +25,16 @@ BACKENDS = [
 
 def program(text: str, *words: str, backend: str = "auto", header: str = HEADER, **options: Any) -> Any:
     """Run `text` with SECRETFS_BACKEND set; its words are sys.argv[1:]. It leaves no core file, unless told to."""
+    command = [sys.executable, "-I", "-B", "-W", "ignore", "-c", header + textwrap.dedent(text), *words]
     environment = {**os.environ, "LC_ALL": "C.UTF-8", **options.pop("env", {})}
     environment.pop("SECRETFS_BACKEND", None)
     if backend != "auto":
         environment["SECRETFS_BACKEND"] = backend
-    core = options.pop("core", 0)
+    core = options.pop("core", 0), resource.getrlimit(resource.RLIMIT_CORE)[1]
     return subprocess.run(
-        [*options.pop("under", []), sys.executable, "-I", "-B", "-W", "ignore", "-c", header + textwrap.dedent(text), *words],
+        [*options.pop("under", []), *command],
         env=environment, timeout=60, check=False, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (core, resource.getrlimit(resource.RLIMIT_CORE)[1])),
-        **options,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, core), **options,
     )  # fmt: skip
 
 
