@@ -153,11 +153,12 @@ class CellHeap:
 
     def _alone(self, length: int) -> Cell:
         size = round_up(length + CANARY, libc.PAGE_SIZE)
-        slab = next((one for one in self._pool if one.size == size), None)
-        if slab is None:
-            return self._slab(size).single(length)
-        self._pool.remove(slab)
-        return slab.single(length)
+        for slab in list(self._pool):
+            if slab.size == size:
+                with contextlib.suppress(ValueError):  # a signal handler has taken it meanwhile
+                    self._pool.remove(slab)
+                    return slab.single(length)
+        return self._slab(size).single(length)
 
     def _pool_or_give_back(self, slab: Slab) -> None:
         if len(self._pool) < POOLED and slab.size <= POOLED_SIZE:

@@ -68,6 +68,7 @@ class Rest:
                 "secrets cannot be enciphered at rest: libsodium is not installed",
                 hint="apt-get install libsodium23, or at_rest=False",
             )
+        self.busy = False
         self._uses = 0
         self._prekey = Slab(map_region(backend, PREKEY), vacated=lambda _: None)
         self._keys = Slab(map_region(backend, 3 * KEY), vacated=lambda _: None)

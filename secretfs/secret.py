@@ -61,6 +61,7 @@ class Secret:
             mode: "exclusive", or "uncached": its cache lines are flushed when a window closes. No kernel offers memory
                 that is not cached; `guarantees.cache_flushed` tells whether this machine can at least do that.
             at_rest: keep it enciphered while it is not revealed (needs libsodium); None: on the emulator, if possible.
+                A signal handler that interrupts the enciphering of any gets SecretFSError when it reveals one.
             inherit: let forked children (os.fork, multiprocessing) have a copy of their own, made at the fork; it is
                 alone. Each fork then costs as much as making such a secret.
 

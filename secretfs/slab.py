@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from secretfs import cachelines, cgroup, libc, turns
 from secretfs.area import wipe_all
-from secretfs.errors import ClosedError
+from secretfs.errors import ClosedError, SecretFSError
 from secretfs.interface import Access, Backend, Guarantees, MappedRegion, Region, round_up
 from secretfs.living import Living
 
@@ -28,6 +28,7 @@ __all__ = ["CANARY", "Cell", "Sealer", "Slab", "check_canaries", "close_slabs", 
 
 CANARY = 16
 """Bytes around each cell that nobody may write."""
+BUSY = "a secret at rest cannot be revealed by a signal handler that interrupts its like being enciphered"
 FORKED = "this secret belongs to the process that this one was forked from"
 _NONE, _READ, _WRITE = Access.NONE, Access.READ, Access.WRITE
 _canary = os.urandom(CANARY)
@@ -36,6 +37,9 @@ _slabs: Living[Slab] = Living()
 
 class Sealer(Protocol):
     """Keeps bytes enciphered where they lie."""
+
+    busy: bool
+    """Whether something is half enciphered: then a signal handler has interrupted that, and must not look."""
 
     def seal(self, address: int, length: int) -> Any:
         """Encipher `length` bytes at `address` in place; what is returned is no secret, and opens them again."""
@@ -75,6 +79,8 @@ class Cell:
             ClosedError: in a forked child, or after the slab was closed.
         """
         slab = self.slab
+        if slab.sealer is not None and slab.sealer.busy:
+            raise SecretFSError(BUSY)
         slab.open(write)
         self.opens += 1
         if write:
@@ -96,7 +102,7 @@ class Cell:
         last = not self.opens and not slab.closed
         try:
             if last and slab.sealer is not None and self.touched and not self.closing:
-                self._seal(slab.sealer)
+                self._seal()
             if last and slab.uncached:
                 cachelines.flush(self.address, self.length)
         finally:
@@ -121,15 +127,31 @@ class Cell:
         self.opens -= 1
         self.slab.shut(write)
 
-    def _seal(self, sealer: Sealer) -> None:
-        with self.slab.opened():
-            self._sealed = sealer.seal(self.address, self.length)
+    def _seal(self) -> None:
+        sealer = self.slab.sealer
+        assert sealer is not None
+        if sealer.busy:
+            turns.late.append((self._seal, ()))
+            return
+        sealer.busy = True  # from here on no signal handler opens it, so now the counts can be trusted
+        try:
+            if self.touched and self._sealed is None and not self.opens and not self.slab.closed:
+                with self.slab.opened():
+                    self._sealed = sealer.seal(self.address, self.length)
+        finally:
+            sealer.busy = False
 
     def _unseal(self) -> None:
-        assert self.slab.sealer is not None
-        with self.slab.opened():
-            self.slab.sealer.unseal(self.address, self.length, self._sealed)
-        self._sealed = None
+        sealer = self.slab.sealer
+        assert sealer is not None
+        sealer.busy = True
+        try:
+            if self._sealed is not None:
+                with self.slab.opened():
+                    sealer.unseal(self.address, self.length, self._sealed)
+                    self._sealed = None
+        finally:
+            sealer.busy = False
 
 
 def map_region(backend: Backend, size: int) -> Region:
@@ -226,13 +248,10 @@ class Slab:
         try:
             if write:
                 self._writers += 1
-                if self._writers == 1:
-                    self._protect(_WRITE)
-                    self._used = True
+                self._used = True
             else:
                 self._readers += 1
-                if self._readers == 1 and not self._writers:
-                    self._protect(_READ)
+            self._fit()
         except BaseException:
             self.shut(write)
             raise
@@ -246,8 +265,15 @@ class Slab:
         if self.closed:
             if not self._writers and not self._readers:
                 self._region.close()
-        elif not self._writers:
-            self._protect(_READ if self._readers else _NONE)
+        else:
+            self._fit()
+
+    def _fit(self) -> None:
+        """Make the pages as open as the counts say; once more if a signal handler has changed these meanwhile."""
+        done = None
+        while done is not (wanted := _WRITE if self._writers else _READ if self._readers else _NONE):
+            self._protect(wanted)
+            done = wanted
 
     @contextlib.contextmanager
     def opened(self) -> Any:

@@ -41,7 +41,7 @@ def program(text: str, *words: str, backend: str = "auto", header: str = HEADER,
 def works(text: str, *words: str, **options: Any) -> str:
     """What a program printed that ended well and without a word on stderr."""
     done = program(text, *words, **options)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), (done.returncode, done.stderr)
     return str(done.stdout).strip()
 
 
