@@ -59,7 +59,7 @@ print(secretfs.kinds.all_kinds()[0].heap.locked < 200_000 + 2**18)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_garbage_collection_in_any_line(kind: str) -> None:
-    """Views and secrets in garbage cycles are given up by the collector, in threads that are busy with the same slabs."""
+    """The collector gives up views and secrets in cycles, in threads that are busy with the same slabs."""
     text = f"""{MAKE}
 gc.set_threshold(5, 2, 2)
 class Cycle:
