@@ -339,6 +339,8 @@ class Secret:
         return self._length
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_cell"):  # in the traceback of an __init__ that failed
+            return "<Secret that was not made>"
         state = ", closed" if self.closed else ""
         return f"<Secret {self._length} bytes, {self.backend}{state}>"
 
