@@ -77,7 +77,11 @@ def wanted(argument: str | None) -> str:
     """The backend word in force: `argument`, else SECRETFS_BACKEND, else "auto".
 
     The variable may tighten an explicit "auto" to "kernel", and is ignored in a program with raised privileges.
+
+    Raises:
+        BackendUnavailable: this is not Linux.
     """
+    _require_linux()
     variable = "" if libc.at_secure() else os.environ.get(VARIABLE, "")
     if argument is None:
         return variable or "auto"
@@ -120,6 +124,7 @@ def named(name: str) -> Backend:
         BackendUnavailable: there is none.
         PluginError: it is broken or its name is ambiguous.
     """
+    _require_linux()
     return _load(name)
 
 
@@ -127,6 +132,11 @@ def candidates() -> list[Candidate]:
     """Every installed backend, usable or not, those of ours first."""
     names = sorted(_entry_points(), key=lambda name: (name not in PREFERENCE, name != PREFERENCE[0], name))
     return [_candidate(name) for name in names]
+
+
+def _require_linux() -> None:
+    if sys.platform != "linux":
+        raise BackendUnavailable(f"secret memory needs Linux, and this is {sys.platform}")
 
 
 def _candidate(name: str) -> Candidate:
@@ -172,8 +182,6 @@ def _entry_points() -> dict[str, list[str]]:
 
 @functools.cache
 def _load(name: str) -> Backend:
-    if sys.platform != "linux":
-        raise BackendUnavailable(f"secret memory needs Linux, and this is {sys.platform}")
     values = _entry_points().get(name)
     if not values:
         known = ", ".join(sorted({"auto", *_entry_points()}))

@@ -62,23 +62,6 @@ def test_text_and_logs() -> None:
     assert_absent("\n".join(f"{one!r} {getattr(one, '__dict__', '')!r}" for one in inside))
 
 
-FAILURES = {
-    "compare": lambda secret: secret == NEEDLE.decode()[:3],
-    "pickle": pickle.dumps,
-    "slice": lambda secret: secret[30:2],
-    "split": lambda secret: secret.split(90),
-    "hex": lambda _: Secret.from_hex(bytearray(NEEDLE), backend="emulator"),
-    "odd hex": lambda _: Secret.from_hex(bytearray(NEEDLE.hex().encode()[1:]), backend="emulator"),
-    "base64": lambda _: Secret.from_base64(bytearray(NEEDLE + b"!"), backend="emulator"),
-    "immutable": lambda _: Secret.from_bytes(memoryview(NEEDLE).toreadonly(), backend="emulator"),
-    "write": lambda secret: secret.write_to(1 << 20),
-    "limit": lambda _: Secret.from_bytes(bytearray(NEEDLE), backend="nonsense"),
-    "stale": lambda secret: stale(secret),
-    "inside": lambda secret: inside(secret),
-    "area": lambda _: area_of(NEEDLE).read_into(bytearray(9000)),
-}
-
-
 def stale(secret: Secret) -> None:
     """A slice that survives."""
     with secret.reveal() as view:
@@ -97,6 +80,23 @@ def area_of(data: bytes) -> SecretArea:
     area = SecretArea(4096, backend="emulator")
     area.write(bytearray(data))
     return area
+
+
+FAILURES = {
+    "compare": lambda secret: secret == NEEDLE.decode()[:3],
+    "pickle": pickle.dumps,
+    "slice": lambda secret: secret[30:2],
+    "split": lambda secret: secret.split(90),
+    "hex": lambda _: Secret.from_hex(bytearray(NEEDLE), backend="emulator"),
+    "odd hex": lambda _: Secret.from_hex(bytearray(NEEDLE.hex().encode()[1:]), backend="emulator"),
+    "base64": lambda _: Secret.from_base64(bytearray(NEEDLE + b"!"), backend="emulator"),
+    "immutable": lambda _: Secret.from_bytes(memoryview(NEEDLE).toreadonly(), backend="emulator"),
+    "write": lambda secret: secret.write_to(1 << 20),
+    "limit": lambda _: Secret.from_bytes(bytearray(NEEDLE), backend="nonsense"),
+    "stale": stale,
+    "inside": inside,
+    "area": lambda _: area_of(NEEDLE).read_into(bytearray(9000)),
+}
 
 
 @pytest.mark.parametrize("what", FAILURES)
