@@ -92,6 +92,8 @@ def _make(words: tuple[Any, ...]) -> Kind:
     if at_rest is None:
         at_rest = chosen.name == "emulator" and libsodium() is not None
     with turns.lock:
+        if words in _kinds:  # another thread was quicker, perhaps with another instance of the backend
+            return _kinds[words]
         wanted = chosen, mode, at_rest
         same = (kind for kind in _kinds.values() if (kind.backend, kind.mode, kind.at_rest) == wanted)
         _kinds[words] = next(same, None) or Kind(chosen, mode, at_rest)

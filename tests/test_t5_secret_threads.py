@@ -124,6 +124,24 @@ print("fine")
     assert works(text, kind) == "fine"
 
 
+def test_the_first_use_in_several_threads() -> None:
+    """Threads that need a backend for the first time at once get one heap, whoever was first."""
+    text = """
+    import secretfs_emulator
+    from secretfs import kinds, registry
+    start = threading.Barrier(4)
+    def choose(word):
+        start.wait()
+        return registry.Choice(secretfs_emulator.Backend(), "emulate")
+    registry.choose_warning = choose
+    made = []
+    threads = [threading.Thread(target=lambda: made.append(Secret(32))) for _ in range(4)]
+    [thread.start() for thread in threads]; [thread.join() for thread in threads]
+    print(len(made), len(kinds.all_kinds()), len({id(one._kind) for one in made}))
+    """
+    assert works(text) == "4 1 1"
+
+
 def test_a_finalizer_never_waits() -> None:
     """What a thread drops while another has the lock is given back by that one, when it is done."""
     secret, other = Secret(40, backend="emulator"), Secret(40, backend="emulator")
