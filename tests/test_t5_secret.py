@@ -102,14 +102,14 @@ def test_lengths(kind: dict) -> None:
 def test_immutable_bytes() -> None:
     """What cannot be wiped is refused, unless that is said to be known; a str always."""
     with pytest.raises(TypeError, match="bytes cannot be wiped"):
-        Secret.from_bytes(b"planted!")
+        Secret.from_bytes(b"planted!", backend="emulator")
     with pytest.raises(TypeError, match="str cannot be wiped"):
-        Secret.from_bytes("planted!", wipe=False)
-    assert content(Secret.from_bytes(b"planted!", wipe=False)) == b"planted!"
+        Secret.from_bytes("planted!", wipe=False, backend="emulator")
+    assert content(Secret.from_bytes(b"planted!", wipe=False, backend="emulator")) == b"planted!"
     kept = bytearray(b"kept")
-    assert content(Secret.from_bytes(kept, wipe=False)) == kept == b"kept"
+    assert content(Secret.from_bytes(kept, wipe=False, backend="emulator")) == kept == b"kept"
     with pytest.raises(BoundsError):
-        Secret.from_bytes(bytearray())
+        Secret.from_bytes(bytearray(), backend="emulator")
 
 
 @pytest.mark.parametrize(
@@ -333,10 +333,10 @@ def test_prompt_async() -> None:
 # Sockets
 
 
-def test_sending_descriptors() -> None:
+def test_sending_descriptors(kind: dict) -> None:
     """A shared area sent through SCM_RIGHTS is the same memory at the other end, and says what it lacks."""
     ours, theirs = socket.socketpair()
-    with SecretArea.share(5000) as area:
+    with SecretArea.share(5000, backend=kind["backend"]) as area:
         assert not area.guarantees.no_descriptor
         assert not area.guarantees.unforkable
         ours.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", area.fileno()))])

@@ -76,7 +76,7 @@ def test_cryptography(key: Secret) -> None:
             assert decryptor.update(room[:written].tobytes()) == MESSAGE
 
 
-def test_a_pem_key(tmp_path: Path) -> None:
+def test_a_pem_key(key: Secret, tmp_path: Path) -> None:
     """A private key in a file is read into a secret and loaded from its view, passphrase and all."""
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -85,8 +85,8 @@ def test_a_pem_key(tmp_path: Path) -> None:
     lock = form.BestAvailableEncryption(b"passphrase")
     path = tmp_path / "key.pem"
     path.write_bytes(private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, lock))
-    word = Secret.from_bytes(bytearray(b"passphrase"))
-    with Secret.read(path) as pem, pem.reveal() as view, word.reveal() as passphrase:
+    word = Secret.from_bytes(bytearray(b"passphrase"), backend=key.backend)
+    with Secret.read(path, backend=key.backend) as pem, pem.reveal() as view, word.reveal() as passphrase:
         loaded = form.load_pem_private_key(view, passphrase)
     assert loaded.public_key() == private.public_key()
 
