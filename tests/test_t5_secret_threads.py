@@ -124,6 +124,18 @@ print("fine")
     assert works(text, kind) == "fine"
 
 
+def test_a_place_is_given_back_once() -> None:
+    """The heap takes a place back once, however often it is told to."""
+    secret = Secret(40, backend="emulator", at_rest=False)
+    heap, cell = secret._kind.heap, secret._cell
+    with turns.lock:
+        free = len(cell.slab.free)
+        heap.free(cell), heap.free(cell)
+        assert len(cell.slab.free) == free + 1
+    secret.close()
+    assert len(cell.slab.free) == free + 1
+
+
 def test_the_first_use_in_several_threads() -> None:
     """Threads that need a backend for the first time at once get one heap, whoever was first."""
     text = """
