@@ -11,6 +11,7 @@ from setuptools.command.build_ext import build_ext
 NATIVE = os.environ.get("SECRETFS_NATIVE", "auto")
 STRICT = ["-O2", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow"]
 HARDENED = ["-Wl,-z,relro,-z,now", "-Wl,--no-as-needed"]
+SHIM = ("shim", "fast", "registers", "rewrite")
 
 
 def pkg_config(option: str) -> list[str]:
@@ -40,20 +41,25 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def library(name: str, *sources: str, flags: list[str], link: list[str]) -> Extension:
+    return Extension(
+        f"secretfs.native.{name}",
+        [f"secretfs/native/{source}.c" for source in sources],
+        depends=[f"secretfs/native/{header}.h" for header in SHIM if header != "shim"],
+        extra_compile_args=STRICT + flags,
+        extra_link_args=HARDENED + link,
+        optional=NATIVE != "require",
+    )
+
+
 def extensions() -> list[Extension]:
-    libraries = pkg_config("--libs") if NATIVE != "off" else []
-    if not libraries:
+    if NATIVE == "off":
         return []
-    return [
-        Extension(
-            "secretfs.native.libsecretfs-shim",
-            [f"secretfs/native/{name}.c" for name in ("shim", "fast", "registers", "rewrite")],
-            depends=[f"secretfs/native/{name}.h" for name in ("fast", "registers", "rewrite")],
-            extra_compile_args=STRICT + pkg_config("--cflags"),
-            extra_link_args=HARDENED + libraries,
-            optional=NATIVE != "require",
-        )
-    ]
+    found = [library("libsecretfs-flush", "flush", flags=[], link=[])]
+    fuse = pkg_config("--libs")
+    if fuse:
+        found.append(library("libsecretfs-shim", *SHIM, flags=pkg_config("--cflags"), link=fuse))
+    return found
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": PlainName, "bdist_wheel": AnyPython})

@@ -17,8 +17,11 @@ from secretfs.errors import (
     PluginError,
     SecretFSError,
 )
+from secretfs.inforce import Protection, protection, release_all, wipe_on_signals
 from secretfs.interface import Guarantees
+from secretfs.mapping import mmap
 from secretfs.registry import ReducedGuaranteesWarning
+from secretfs.secret import Secret
 
 __version__ = "0.1.0"
 
@@ -32,8 +35,14 @@ __all__ = [
     "LimitError",
     "LockLimitExceeded",
     "PluginError",
+    "Protection",
     "ReducedGuaranteesWarning",
+    "Secret",
     "SecretArea",
     "SecretFSError",
     "__version__",
+    "mmap",
+    "protection",
+    "release_all",
+    "wipe_on_signals",
 ]

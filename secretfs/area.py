@@ -1,8 +1,9 @@
 """SecretArea: one region of secret memory with bounds, used by the heap, the mount and Python authors.
 
 It alone turns an offset and a length into bytes of a region, and checks them first. The region's view never leaves
-it, except through `view()`, which the region watches. Reading and writing one area from several threads is as safe
-as for a bytearray; resize() and close() are the owner's.
+it, except through `view()`, which the region watches. An area that was made to be shared also exists in forked children
+and in processes that are sent its descriptor; each maps it for itself, and its creator alone wipes it. Reading and
+writing one area from several threads is as safe as for a bytearray; resize() and close() are the owner's.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import atexit
 import contextlib
 import ctypes
 import os
-import weakref
+from dataclasses import replace
 from types import TracebackType
 
-from secretfs import cgroup, libc, registry
-from secretfs.errors import BoundsError, ClosedError
-from secretfs.interface import Backend, Guarantees, Region, round_up
+from secretfs import cachelines, cgroup, libc, registry, sharing
+from secretfs.errors import BoundsError, ClosedError, UsageError
+from secretfs.interface import Backend, Guarantees, Region, Shareable, round_up
+from secretfs.living import Living
 
 __all__ = ["SecretArea"]
 
-_areas: weakref.WeakSet[SecretArea] = weakref.WeakSet()
+_areas: Living[SecretArea] = Living()
 
 
 class SecretArea:
@@ -35,16 +37,21 @@ class SecretArea:
         <SecretArea 4096 bytes, emulator>
     """
 
-    def __init__(self, size: int, *, backend: str | Backend | None = None, shared: bool = False) -> None:
+    def __init__(
+        self, size: int, *, backend: str | Backend | None = None, shared: bool = False, mode: str = "exclusive"
+    ) -> None:
         """Allocate at least `size` bytes, zeroed, and fault every page in.
 
         Args:
             size: bytes, rounded up to whole pages.
             backend: a backend word ("auto", "kernel", "emulator", a name), or a backend; None asks SECRETFS_BACKEND.
             shared: keep a descriptor that another process may be given; `guarantees` tells what that costs.
+            mode: "exclusive", or "uncached": cache lines are flushed after each write() and read_into(), and at
+                close(). No kernel offers memory that is not cached; `guarantees.cache_flushed` tells whether this
+                machine can at least do that.
 
         Raises:
-            ValueError: `size` is not positive.
+            ValueError: `size` is not positive, or there is no such mode.
             BackendUnavailable: no backend works under that word.
             LimitError: RLIMIT_MEMLOCK or a memory cgroup does not allow it; nothing is left behind.
             PluginError: the backend is a stranger's, and broken.
@@ -53,12 +60,69 @@ class SecretArea:
             raise ValueError(f"an area needs a positive size, not {size}")
         if backend is None or isinstance(backend, str):
             backend = registry.choose_warning(backend).backend
+        if mode not in cachelines.MODES:
+            raise UsageError(f"there is no mode {mode!r}", hint=f"use one of: {', '.join(cachelines.MODES)}")
         self._backend = backend
         self._shared = shared
+        self._uncached = mode == "uncached"
         self._owner = os.getpid()
         self._view: memoryview | None = None
         self._region, self._view = self._map(size)
+        self._remember_descriptor()
         _areas.add(self)
+
+    @classmethod
+    def share(cls, size: int, *, backend: str | Backend | None = None) -> SecretArea:
+        """An area that other processes may be given: by fork, through multiprocessing, or by sending fileno().
+
+        While its descriptor is open, root can take that too and map the area (pidfd_getfd(2)), and so `guarantees`
+        lacks no_descriptor and unforkable. Only its creator wipes it, when it closes it.
+
+        Raises:
+            BackendUnavailable: the backend has no regions to share.
+            LimitError: as for SecretArea().
+        """
+        area = cls(size, backend=backend, shared=True)
+        sharing.teach_multiprocessing(cls)
+        return area
+
+    @classmethod
+    def attach(cls, fd: int, *, backend: str | Backend | None = None) -> SecretArea:
+        """Map the shared area behind a descriptor that came from another process; `fd` stays the caller's.
+
+        Args:
+            fd: what its creator's fileno() was, after SCM_RIGHTS or a fork.
+            backend: the backend that it must be of; None or "auto": whichever it is.
+
+        Raises:
+            BackendUnavailable: it is not what it should be, or its size could change under us.
+            LimitError: it cannot be locked.
+        """
+        chosen, region = sharing.attach(fd, backend)
+        area = cls.__new__(cls)
+        area._backend, area._shared, area._uncached = chosen, True, False
+        area._owner = os.getpid()
+        area._region, area._view = region, region.view()
+        area._remember_descriptor()
+        _areas.add(area)
+        sharing.teach_multiprocessing(cls)
+        return area
+
+    def fileno(self) -> int:
+        """The descriptor of a shared area, to be sent to another process; it stays the area's.
+
+        Raises:
+            ClosedError: the area is closed, or was not made to be shared.
+        """
+        self._bytes(0, 0)
+        if self._fd < 0:
+            raise ClosedError("this area keeps no descriptor", hint="make it with SecretArea.share()")
+        return self._fd
+
+    def _remember_descriptor(self) -> None:
+        """A forked child cannot ask the region, which is its parent's."""
+        shareable = self._shared and isinstance(self._backend, Shareable)
+        self._fd = self._backend.fileno(self._region) if shareable else -1  # type: ignore[attr-defined]
 
     @property
     def size(self) -> int:
@@ -68,7 +132,8 @@ class SecretArea:
     @property
     def guarantees(self) -> Guarantees:
         """What holds for this area's memory."""
-        return self._region.guarantees
+        held = self._region.guarantees
+        return replace(held, cache_flushed=True) if self._uncached and cachelines.available() else held
 
     @property
     def backend(self) -> str:
@@ -88,7 +153,7 @@ class SecretArea:
         return f"<SecretArea {self.size} bytes, {self.backend}{state}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("a SecretArea cannot be pickled or copied")
+        raise TypeError("a SecretArea cannot be pickled or copied; one made by share() can be sent by multiprocessing")
 
     def write(self, data: bytes | bytearray | memoryview, offset: int = 0) -> int:
         """Copy `data` to `offset` and return its length.
@@ -99,6 +164,7 @@ class SecretArea:
         """
         length = len(data)
         self._bytes(offset, length)[offset : offset + length] = data
+        self._flush(offset, length)
         return length
 
     def read_into(self, buffer: bytearray | memoryview, offset: int = 0) -> int:
@@ -110,6 +176,7 @@ class SecretArea:
         """
         length = len(buffer)
         memoryview(buffer)[:] = self._bytes(offset, length)[offset : offset + length]
+        self._flush(offset, length)
         return length
 
     def equals(self, data: bytes | bytearray | memoryview, offset: int = 0) -> bool:
@@ -124,7 +191,8 @@ class SecretArea:
     @property
     def address(self) -> int:
         """Where it lies in this process: for C code that works on it in place, until the next resize() or close()."""
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._bytes(0, 0)))
+        self._bytes(0, 0)
+        return self._address()
 
     def view(self) -> memoryview:
         """All bytes, writable. Release it before close(); one that survives makes close() raise BufferError."""
@@ -170,6 +238,8 @@ class SecretArea:
         """
         view = getattr(self, "_view", None)  # None also where __init__ failed
         if view is not None:
+            if os.getpid() == self._owner:
+                self._flush(0, len(view))
             self._view = None
             view.release()
         if hasattr(self, "_region"):
@@ -192,13 +262,32 @@ class SecretArea:
         cgroup.require_headroom(size)
         return registry.map_region(self._backend, size, shared=self._shared)
 
+    def _flush(self, offset: int, length: int) -> None:
+        if self._uncached and self._view is not None:
+            cachelines.flush(self._address() + offset, length)
+
+    def _address(self) -> int:
+        assert self._view is not None
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._view))
+
+    def _map_in_child(self) -> memoryview:
+        """In a forked child: map what is shared for this process; its parent's mapping is not touched."""
+        if self._fd < 0:
+            raise ClosedError("this area belongs to the process that this one was forked from")
+        _, self._region = sharing.attach(self._fd, self._backend)
+        self._owner = os.getpid()
+        self._view = self._region.view()
+        os.close(self._fd)  # the one that was inherited; the region has another
+        self._remember_descriptor()
+        return self._view
+
     def _bytes(self, offset: int, length: int) -> memoryview:
         """The view, after checking that it may be used and that the range lies inside it."""
         view = self._view
         if view is None:
             raise ClosedError("this area was closed")
         if os.getpid() != self._owner:
-            raise ClosedError("this area belongs to the process that this one was forked from")
+            view = self._map_in_child()
         if offset < 0 or offset + length > len(view):
             raise BoundsError(f"{length} bytes at {offset} are outside an area of {len(view)} bytes")
         return view
@@ -207,6 +296,6 @@ class SecretArea:
 @atexit.register
 def wipe_all() -> None:
     """Close every area of this process, as it happens at interpreter exit, also those that something refers to."""
-    for area in list(_areas):
+    for area in _areas.all():
         with contextlib.suppress(BufferError, OSError):
             area.close()

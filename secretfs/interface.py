@@ -15,11 +15,12 @@ import enum
 import errno
 import functools
 import os
-import threading
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
-from secretfs import libc
+from secretfs import libc, turns
 from secretfs.errors import BoundsError, ClosedError, LimitError, LockLimitExceeded
 
 __all__ = [
@@ -69,6 +70,10 @@ class Guarantees:
     """No open descriptor leads to the pages, so nobody can take it (pidfd_getfd) and map them elsewhere."""
     no_residue: bool = False
     """Writing and reading leave no copy in the memory of the process that does it for you."""
+    cache_flushed: bool = False
+    """The bytes leave the CPU's caches when a secret's access window closes (mode "uncached")."""
+    enciphered_at_rest: bool = False
+    """While no access window is open the bytes are kept enciphered, under a key that is kept in two parts."""
     device_io: bool = False
     """A driver may read or write the pages directly (a convenience, not a protection: /dev/fuse, O_DIRECT)."""
 
@@ -203,11 +208,11 @@ class MappedRegion:
         self._fd = fd
         self._creator = creator
         self._owner = os.getpid()
-        self._lock = threading.RLock()  # an exporter may die inside any line of ours
         self._exporters = 0
-        self._access = Access.WRITE
-        self._closed = False
+        self._access: Access | None = Access.WRITE
+        self._closed = self._closing = False
         self._mapped = True
+        self._guard = 0
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -225,16 +230,52 @@ class MappedRegion:
         return self._fd
 
     def view(self) -> memoryview:
-        self._require_alive()
-        with self._lock:
-            exporter = _exporter_type(self.size).from_address(self._address)
-            exporter.region = self
-            self._exporters += 1
+        try:
+            with turns.lock:
+                self._require_alive()
+                exporter = _exporter_type(self.size).from_address(self._address)
+                exporter.region = self
+                self._exporters += 1
+        finally:
+            turns.catch_up()
         return memoryview(exporter).cast("B")
 
     def protect(self, access: Access) -> None:
         self._require_alive()
-        self._protect(access)
+        self.protect_pages(access)
+
+    def enclose(self) -> None:
+        """Move the pages between two guard pages: an access before their start or past their end is SIGSEGV.
+
+        To be called before there is a view. Not part of Region: a backend without it has no guard pages.
+        """
+        self._require_alive()
+        page = libc.PAGE_SIZE
+        base = libc.reserve(self.size + 2 * page)
+        try:
+            libc.mremap(self._address, self.size, base + page)
+        except OSError as error:
+            libc.munmap(base, self.size + 2 * page)
+            raise lock_refused(self.size, error) from error
+        self._address, self._guard = base + page, page
+
+    def lend_to_child(self) -> None:
+        """Before a fork: let the child have these pages. It calls adopt(), and its parent let_go()."""
+        libc.madvise(self._address, self.size, libc.MADV_DOFORK)
+
+    def adopt(self) -> None:
+        """In the child: the pages are this process's now, locked and in no further child."""
+        self._owner = os.getpid()
+        if not self.guarantees.off_direct_map:  # secret memory is locked by nature; a lock is not inherited
+            libc.mlock(self._address, self.size)
+        libc.madvise(self._address, self.size, libc.MADV_DONTFORK)
+
+    def let_go(self) -> None:
+        """In the parent: unmap without wiping what the child now has, or what the kernel clears if it has not."""
+        if not self.guarantees.cleared_by_kernel:
+            self._wipe(0, self.size)  # private pages: the child keeps its own
+        self._closed = True
+        self._unmap()
 
     def wipe(self, offset: int = 0, length: int | None = None) -> None:
         self._require_alive()
@@ -244,27 +285,42 @@ class MappedRegion:
         self._wipe(offset, length)
 
     def close(self) -> None:
-        with self._lock:
-            if os.getpid() != self._owner or not self._mapped:
-                self._close_descriptor()
-                return
-            if not self._closed:
-                self._closed = True
-                self._close_descriptor()
-                self._protect(Access.WRITE)  # a stale view then reads zeros and never faults
-                if self._creator:
-                    libc.wipe(self._address, self.size)
+        if os.getpid() != self._owner:  # asked first: the lock may belong to a thread that was not forked along
+            self._close_descriptor()
+            return
+        try:
+            with turns.lock:
+                turns.settle()
+                if self._mapped:
+                    self._wipe_and_unmap()
+        finally:
+            turns.catch_up()
+
+    def __del__(self) -> None:
+        if getattr(self, "_mapped", False):  # not where __init__ failed
+            turns.later(self._close_quietly)
+
+    def _wipe_and_unmap(self) -> None:
+        """The lock is held. A signal handler that comes in between wipes as well, but leaves the unmapping to us."""
+        nested, self._closing = self._closing, True
+        try:
+            self._closed = True
+            self._close_descriptor()
+            self.protect_pages(Access.WRITE)  # a stale view then reads zeros and never faults
+            if self._creator:
+                libc.wipe(self._address, self.size)
             if self._exporters:
                 raise BufferError(
                     f"{self._exporters} view(s) of a closed region are in use; its memory is wiped and goes with them"
                 )
-            self._unmap()
+            if not nested:
+                self._unmap()
+        finally:
+            self._closing = nested
 
-    def __del__(self) -> None:
-        # A half-built object has no _lock; a region with living exporters never gets here.
-        if hasattr(self, "_mapped"):
-            with contextlib.suppress(OSError, BufferError):  # a garbage cycle may hold region and view alike
-                self.close()
+    def _close_quietly(self) -> None:
+        with contextlib.suppress(OSError, BufferError):  # a garbage cycle may hold region and view alike
+            self.close()
 
     def _require_alive(self) -> None:
         if self._closed:
@@ -272,31 +328,34 @@ class MappedRegion:
         if os.getpid() != self._owner:
             raise ClosedError("this memory belongs to the process that this one was forked from")
 
-    def _protect(self, access: Access) -> None:
+    def protect_pages(self, access: Access) -> None:
+        """protect(), for a caller that knows the region to be alive."""
         if access is not self._access:
-            libc.mprotect(self._address, self.size, int(access))
+            self._access = None  # for a signal handler that comes right after the call
+            libc.mprotect(self._address, self.size, access)
             self._access = access
 
     def _wipe(self, offset: int, length: int) -> None:
         before = self._access
-        self._protect(Access.WRITE)
+        self.protect_pages(Access.WRITE)
         libc.wipe(self._address + offset, length)
-        self._protect(before)
+        if before is not None:
+            self.protect_pages(before)
 
     def _close_descriptor(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _unmap(self) -> None:
         self._mapped = False
-        libc.munmap(self._address, self.size)
+        libc.munmap(self._address - self._guard, self.size + 2 * self._guard)
 
     def _exporter_gone(self) -> None:
-        with self._lock:
-            self._exporters -= 1
-            if self._closed and self._mapped and not self._exporters and os.getpid() == self._owner:
-                self._unmap()
+        self._exporters -= 1
+        unmappable = self._closed and self._mapped and not self._exporters and not self._closing
+        if unmappable and os.getpid() == self._owner:
+            self._unmap()
 
 
 class _Exporter:
@@ -304,10 +363,10 @@ class _Exporter:
 
     region: MappedRegion
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         region = getattr(self, "region", None)
-        if region is not None:
-            region._exporter_gone()
+        if region is not None and not finalizing():
+            turns.later(region._exporter_gone)
 
 
 @functools.cache

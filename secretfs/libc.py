@@ -13,7 +13,6 @@ import ctypes
 import errno
 import os
 import platform
-import resource
 from typing import Any
 
 __all__ = [
@@ -26,6 +25,7 @@ __all__ = [
     "effective_capability",
     "fault_in",
     "file_system_magic",
+    "fill_random",
     "get_seals",
     "lock_limit",
     "locked_bytes",
@@ -36,23 +36,27 @@ __all__ = [
     "mmap_shared",
     "mount",
     "mprotect",
+    "mremap",
     "munmap",
     "proc_status",
     "read_own_page",
+    "reserve",
     "set_dumpable",
     "splice_own_page",
     "umount",
     "wipe",
 ]
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+# What is not Linux can import this, so that the registry can say what is missing there.
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
-MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 0x01, 0x02, 0x20
-MADV_DONTFORK, MADV_DONTDUMP = 10, 16
+MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x20, 0x4000
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP = 10, 11, 16
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 SECRETMEM_MAGIC = 0x5345434D
-SEAL_SEAL, SEAL_SHRINK, SEAL_GROW = 1, 2, 4
+SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
 CAP_IPC_LOCK, CAP_SYS_ADMIN = 14, 21
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _AT_SECURE = 23
@@ -61,7 +65,7 @@ _IOV_MAX = 1024
 # Where memfd_secret(2) is wired. The number is the same everywhere; the architecture list is not.
 MEMFD_SECRET_NUMBERS = {"x86_64": 447, "aarch64": 447, "riscv64": 447, "s390x": 447, "loongarch64": 447}
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 def _declare(name: str, result: Any, *arguments: Any) -> Any:
@@ -83,6 +87,8 @@ _long, _int, _size, _pointer = ctypes.c_long, ctypes.c_int, ctypes.c_size_t, cty
 _syscall = _declare("syscall", _long)
 _mmap = _declare("mmap", _pointer, _pointer, _size, _int, _int, _int, _long)
 _munmap = _declare("munmap", _int, _pointer, _size)
+_mremap = _declare("mremap", _pointer, _pointer, _size, _size, _int, _pointer)
+_getrandom = _declare("getrandom", ctypes.c_ssize_t, _pointer, _size, ctypes.c_uint)
 _mprotect = _declare("mprotect", _int, _pointer, _size, _int)
 _mlock = _declare("mlock", _int, _pointer, _size)
 _madvise = _declare("madvise", _int, _pointer, _size, _int)
@@ -131,6 +137,17 @@ def mmap_anonymous(length: int) -> int:
     return _mapped(_mmap(None, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
 
 
+def reserve(length: int) -> int:
+    """mmap(2) `length` bytes of addresses at which nothing can be read or written: guard pages."""
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    return _mapped(_mmap(None, length, PROT_NONE, flags, -1, 0))
+
+
+def mremap(address: int, length: int, target: int) -> None:
+    """mremap(2) with MREMAP_FIXED: move a mapping to `target`, over whatever is mapped there."""
+    _mapped(_mremap(address, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, target))
+
+
 def _mapped(address: int | None) -> int:
     if address is None or address == ctypes.c_void_p(-1).value:
         code = ctypes.get_errno()
@@ -145,7 +162,8 @@ def munmap(address: int, length: int) -> None:
 
 def mprotect(address: int, length: int, protection: int) -> None:
     """mprotect(2)."""
-    _check(_mprotect(address, length, protection))
+    if _mprotect(address, length, protection):
+        _check(-1)
 
 
 def mlock(address: int, length: int) -> None:
@@ -161,6 +179,16 @@ def madvise(address: int, length: int, advice: int) -> None:
 def wipe(address: int, length: int) -> None:
     """Overwrite `length` bytes with zeros (a call that no optimiser can drop, as it crosses into the C library)."""
     ctypes.memset(address, 0, length)
+
+
+def fill_random(address: int, length: int) -> None:
+    """getrandom(2) straight into memory, with no copy elsewhere; interrupted or short, it goes on."""
+    while length > 0:
+        got = _getrandom(address, min(length, 1 << 24), 0)
+        if got < 0 and ctypes.get_errno() == errno.EINTR:
+            continue
+        _check(got)
+        address, length = address + got, length - got
 
 
 def fault_in(view: memoryview) -> None:
@@ -266,6 +294,8 @@ def locked_bytes() -> int:
 
 def lock_limit() -> int | None:
     """How many bytes this process may lock (RLIMIT_MEMLOCK), None for no limit (also with CAP_IPC_LOCK)."""
+    import resource  # not everywhere, see PAGE_SIZE
+
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY or effective_capability(CAP_IPC_LOCK):
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ __all__ = [
     "choose",
     "choose_warning",
     "map_region",
+    "named",
     "wanted",
 ]
 
@@ -79,7 +81,11 @@ def wanted(argument: str | None) -> str:
     """The backend word in force: `argument`, else SECRETFS_BACKEND, else "auto".
 
     The variable may tighten an explicit "auto" to "kernel", and is ignored in a program with raised privileges.
+
+    Raises:
+        BackendUnavailable: this is not Linux.
     """
+    _require_linux()
     variable = "" if libc.at_secure() else os.environ.get(VARIABLE, "")
     if argument is None:
         return variable or "auto"
@@ -116,10 +122,26 @@ def choose_warning(argument: str | None = None) -> Choice:
     return choice
 
 
+def named(name: str) -> Backend:
+    """The installed backend of that name, not probed.
+
+    Raises:
+        BackendUnavailable: there is none.
+        PluginError: it is broken or its name is ambiguous.
+    """
+    _require_linux()
+    return _load(name)
+
+
 def candidates() -> list[Candidate]:
     """Every installed backend, usable or not, those of ours first."""
     names = sorted(_entry_points(), key=lambda name: (name not in PREFERENCE, name != PREFERENCE[0], name))
     return [_candidate(name) for name in names]
+
+
+def _require_linux() -> None:
+    if sys.platform != "linux":
+        raise BackendUnavailable(f"secret memory needs Linux, and this is {sys.platform}")
 
 
 def _candidate(name: str) -> Candidate:

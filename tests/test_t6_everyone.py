@@ -24,7 +24,11 @@ WHO = {
     "root without memfd_secret": {"without": "ENOSYS"},
     "user without memfd_secret": {"user": "nobody", "memlock": 8 << 20, "without": "ENOSYS"},
 }
-THE_SAME_FOR_ALL = "test_usage or test_help or complet or cycles_leave or odd_mountpoints or full_disk or both_ways"
+THE_SAME_FOR_ALL = (
+    "test_usage or test_help or complet or cycles_leave or odd_mountpoints or full_disk or both_ways "
+    "or test_refused or test_bad_digits or test_writing_around or test_exit_with or test_no_growth or test_fragment "
+    "or test_garbage_collection or test_multiprocessing or test_closed_by_many"
+)
 """What this process has run for them."""
 LONGEST = 600
 """Seconds: they take one minute on an idle machine."""

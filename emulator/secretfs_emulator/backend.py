@@ -14,6 +14,7 @@ from secretfs_emulator.region import Region
 __all__ = ["Backend"]
 
 SIZE_FIXED = libc.SEAL_SHRINK | libc.SEAL_GROW
+READ_ONLY = libc.SEAL_WRITE | libc.SEAL_FUTURE_WRITE
 
 
 class Backend:
@@ -56,4 +57,6 @@ class Backend:
         size = os.fstat(fd).st_size
         if seals & SIZE_FIXED != SIZE_FIXED or size <= 0 or size % libc.PAGE_SIZE:
             raise BackendUnavailable(f"descriptor {fd} is a memfd of {size} bytes without seals against resizing")
+        if seals & READ_ONLY:
+            raise BackendUnavailable(f"descriptor {fd} is a memfd that is sealed against writing")
         return Region.attach(fd, size, self.guarantees)
