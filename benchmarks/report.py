@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
+import smallsecrets
 from mount import FLOORS, JUDGED, REFERENCE, SHORT, TITLES
 
 STARVATION = {
@@ -112,7 +113,38 @@ def costs(results: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, str
         yield "Memory of the daemon", text
 
 
+def secrets(result: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, str]]:
+    """Titles and tables of what small secrets cost."""
+    times = result["times"]
+    systems = list(dict.fromkeys(name for cells in times.values() for name in cells))
+    rows = [["µs", *systems]]
+    for operation, cells in times.items():
+        rows.append([smallsecrets.TITLES[operation], *(_cost(cells.get(name)) for name in systems)])
+    yield "Time for one small secret, and as a multiple of the reference (1.00)", table(rows, markdown=markdown)
+    judged = [
+        [what, found, wanted, "ok" if good else "not reached"]
+        for what, found, wanted, good in smallsecrets.judged(result)
+    ]
+    yield "What is asked for, kernel backend", table([["", "is", "should be", ""], *judged], markdown=markdown)
+    rows = [["", "secrets"]]
+    rows += [[name, f"{found:,}" if isinstance(found, int) else found] for name, found in result["fit"].items()]
+    yield "Secrets of 64 bytes within a lock limit of 8 MiB, as an ordinary user", table(rows, markdown=markdown)
+    numbers = max(result["number"].values(), key=len, default={})
+    rows = [["µs per secret", *(f"{int(number):,}" for number in numbers)]]
+    for name, row in result["number"].items():
+        rows.append([name, *(f"{row[number]:.1f}" if number in row else "" for number in numbers)])
+    yield "By the number that is alive", table(rows, markdown=markdown)
+
+
+def _cost(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell['us']:.1f}" if cell["ratio"] is None else f"{cell['us']:.1f} ({cell['ratio']:.2f})"
+
+
 BEGIN, END = "<!-- results: written by benchmarks/run.py --markdown -->", "<!-- end of results -->"
+BEGIN_SECRETS = "<!-- secrets: written by benchmarks/run.py --parts secrets --markdown -->"
+END_SECRETS = "<!-- end of secrets -->"
 WHERE = {"same": "Client and daemon on one CPU", "split": "Client and daemon on two CPUs", "free": "Not pinned"}
 
 
@@ -131,29 +163,47 @@ def everything(results: dict[str, Any], *, markdown: bool) -> Iterator[str]:
         yield text
 
 
+def everything_secret(result: dict[str, Any], *, markdown: bool) -> Iterator[str]:
+    """All tables about small secrets, with their titles."""
+    if markdown:
+        yield "![Small secrets](benchmarks-secrets.svg)\n"
+    for title, text in secrets(result, markdown=markdown):
+        yield f"{'### ' if markdown else ''}{title}\n"
+        yield text
+
+
 def write_markdown(results: dict[str, Any], path: Path) -> None:
-    """Put the tables between the marks of a Markdown file, and the plots beside it."""
-    head, _, rest = path.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    missing = [f"- {name} was not measured: {why}" for name, why in results.get("missing", {}).items()]
-    intro = _measured(results["machine"])
-    path.write_text("\n".join([head + BEGIN, intro, *missing, *everything(results, markdown=True), END + tail]))
+    """Put the tables between the marks of a Markdown file, and the plots beside it: of those parts that are there."""
+    if {"mount", "concurrency", "growth"} & set(results):
+        tables = everything(results, markdown=True)
+        _renew(path, BEGIN, END, [*_intro(results, results.get("missing", {})), *tables])
+    if found := results.get("secrets"):
+        tables = everything_secret(found, markdown=True)
+        _renew(path, BEGIN_SECRETS, END_SECRETS, [*_intro(results, found["missing"]), *tables])
     for name, text in plots(results):
         path.with_name(f"{path.stem}-{name}.svg").write_text(text)
-
-
-def _measured(facts: dict[str, Any]) -> str:
-    """When, on what, and how busy it was."""
-    where = f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, Python {facts['python']}"
-    load = f"with a load of {facts['load']} from other programs when it began"
-    nice = f", with --nice {facts['nice']}" if facts.get("nice") else ""
-    return f"Measured on {facts['date']}: {where}, {load}{nice}.\n"
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The new results, and of the old ones what was not measured again."""
     about_mount = () if "mount" in new else ("machine", "rounds", "missing")
     return {**new, **old, **{name: found for name, found in new.items() if name not in about_mount}}
+
+
+def _renew(path: Path, begin: str, end: str, lines: Sequence[str]) -> None:
+    head, _, rest = path.read_text().partition(begin)
+    _, _, tail = rest.partition(end)
+    path.write_text("\n".join([head + begin, *lines, end + tail]))
+
+
+def _intro(results: dict[str, Any], missing: dict[str, str]) -> Iterator[str]:
+    facts = results["machine"]
+    intro = f"Measured on {facts['date']}: {facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, "
+    nice = f", with --nice {facts['nice']}" if facts.get("nice") else ""
+    load = f"with a load of {facts['load']} from other programs when it began"
+    yield intro + f"Python {facts['python']}, {load}{nice}.\n"
+    for name, why in missing.items():
+        yield f"- {name} was not measured: {why}"
 
 
 def plots(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -181,3 +231,15 @@ def plots(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if memory := results.get("memory"):
         series = {name: [found[kind]["there"]["ordinary"] / 1024 for kind in KINDS] for name, found in memory.items()}
         yield "memory", plot.bars("KiB of ordinary memory for each file that is there", list(KINDS.values()), series)
+    if found := results.get("secrets"):
+        yield "secrets", _secrets_plot(found)
+
+
+def _secrets_plot(result: dict[str, Any]) -> str:
+    times = {name: result["times"][name] for name in smallsecrets.SHORT}
+    systems = [name for name in ("kernel", "alone", "uncached", "emulator", "libsodium", "OpenSSL") if name in
+               {system for cells in times.values() for system in cells}]  # fmt: skip
+    series = {name: [cells[name]["ratio"] if name in cells else None for cells in times.values()] for name in systems}
+    marks = [smallsecrets.CEILINGS.get(name) for name in times]
+    title = "Small secrets: time as a multiple of libsodium's, or of two mprotect calls (black: the most it may be)"
+    return plot.bars(title, list(smallsecrets.SHORT.values()), series, marks)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure secretfs against a plain C file system and other peers. `make bench` runs it; docs/benchmarks.md explains it.
+"""Measure secretfs against a plain C file system, libsodium and others. `make bench` runs it; docs/benchmarks.md tells.
 
 Progress goes to standard error, tables to standard output.
 """
@@ -22,9 +22,10 @@ import concurrency
 import growth
 import mount
 import report
+import smallsecrets
 from systems import Missing, System, all_systems, build, prioritise, running
 
-PARTS = ("mount", "concurrency", "growth")
+PARTS = ("mount", "concurrency", "growth", "secrets")
 
 
 def words(allowed: tuple[str, ...]) -> Any:
@@ -106,10 +107,21 @@ def started(wanted: dict[str, System], folder: Path, nice: int) -> Iterator[tupl
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run what was asked for."""
-    built = build(folder)
-    wanted = {name: system for name, system in all_systems(built).items() if name in options.systems}
     rounds = options.rounds or (3 if options.quick else 9)
     results: dict[str, Any] = {"version": 1, "machine": machine(), "rounds": rounds}
+    scale = 0.25 if options.quick else 1
+    if "secrets" in options.parts:
+        results["secrets"] = smallsecrets.measure(rounds=rounds, scale=scale, progress=say)
+    if options.parts != ["secrets"]:
+        results.update(measure_mounts(options, folder, rounds))
+    return results
+
+
+def measure_mounts(options: argparse.Namespace, folder: Path, rounds: int) -> dict[str, Any]:
+    """What is measured through mounts."""
+    results: dict[str, Any] = {}
+    built = build(folder)
+    wanted = {name: system for name, system in all_systems(built).items() if name in options.systems}
     if "mount" in options.parts:
         with started(wanted, folder, options.nice) as (up, results["missing"]):
             samples = mount.measure(
@@ -165,11 +177,13 @@ def main() -> int:
     if options.keep:
         results = report.merged(json.loads(options.keep.read_text()), results)
     print("\n".join(report.everything(results, markdown=False)))
+    if "secrets" in results:
+        print("\n".join(report.everything_secret(results["secrets"], markdown=False)))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.markdown:
         report.write_markdown(results, options.markdown)
-    below = mount.below_floor(results.get("mount", {}))
+    below = mount.below_floor(results.get("mount", {})) + smallsecrets.below_floor(results.get("secrets", {}))
     for line in below:
         say(f"below its floor: {line}")
     return 1 if options.check and below else 0
