@@ -286,9 +286,7 @@ def measure(case: Case, folder: Path) -> Found:
     return Found(stages.get("held"), stages["after"])
 
 
-def _stages(
-    case: Case, text: bytes, needles: dict[str, bytes], folder: Path
-) -> Iterator[tuple[str, dict[str, float]]]:
+def _stages(case: Case, text: bytes, needles: dict[str, bytes], folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
     reader, writer = os.pipe()
     os.write(writer, text)
     os.close(writer)
@@ -306,9 +304,14 @@ def _stages(
             if os.environ.get("SHOW"):
                 print(case.name, stage, answer["hits"], file=sys.stderr)
             pieces = {name: len(needle) // residue.PIECE for name, needle in needles.items()}
-            yield stage, {
-                name: round(sum(kinds.values()) / pieces[name], 2) for name, kinds in answer["counts"].items() if kinds
-            }
+            yield (
+                stage,
+                {
+                    name: round(sum(kinds.values()) / pieces[name], 2)
+                    for name, kinds in answer["counts"].items()
+                    if kinds
+                },
+            )
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(b"\n")
                 process.stdin.flush()

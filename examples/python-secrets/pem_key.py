@@ -23,9 +23,7 @@ def load(path: str):
 
 def fresh_key() -> str:
     """The path of a file with a key to try it with."""
-    pem = Ed25519PrivateKey.generate().private_bytes(
-        form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()
-    )
+    pem = Ed25519PrivateKey.generate().private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
     fd, path = tempfile.mkstemp(suffix=".pem")
     with open(fd, "wb") as file:
         file.write(pem)
