@@ -74,6 +74,13 @@ lab: apt-lab $(STATE)/installed  ## boot packaged kernels in QEMU and search all
 lab-docs: apt-lab $(STATE)/installed  ## the same guests, and what was found in their memory into docs/lab.md
 	@$(VENV)/bin/python -EsB tests/lab/report.py docs/lab.md
 
+# More options for benchmarks/run.py, for example: make bench B="--parts secrets --nice -20"
+B ?=
+
+.PHONY: bench
+bench: apt-bench $(STATE)/installed  ## benchmarks, about ten minutes; prints tables (options: B="--parts secrets")
+	@PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -EsB benchmarks/run.py $(B)
+
 .PHONY: test-all
 test-all: test test-long lab lint  ## everything: the tests, the kernels, and lint
 
@@ -116,7 +123,7 @@ clean:  ## remove everything that make has built (not Debian packages)
 
 # What the targets above stand on.
 
-.PHONY: apt-base apt-demo apt-test apt-lab apt-lint
+.PHONY: apt-base apt-demo apt-test apt-lab apt-bench apt-lint
 apt-base:
 	$(APT) base
 apt-demo:
@@ -125,6 +132,8 @@ apt-test:
 	$(APT) base test
 apt-lab:
 	$(APT) base lab
+apt-bench:
+	$(APT) base bench
 apt-lint:
 	$(APT) base lint
 
