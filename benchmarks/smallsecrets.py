@@ -10,6 +10,8 @@ import contextlib
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 import warnings
 from collections import deque
@@ -52,6 +54,8 @@ LOCK_LIMIT = 8 << 20
 FIT, FIT_LENGTH, FIT_END = 100_000, 64, 150_000
 NUMBERS = (10, 100, 1_000, 10_000, 100_000)
 SODIUM_NUMBERS = NUMBERS[:4]  # four mappings each: vm.max_map_count ends it soon after
+IMPORT_LIMIT = 50.0
+"""Milliseconds for `import secretfs`."""
 CYCLES = 1_000_000
 ALIVE = 300
 """How many secrets are alive at any time while memory is watched."""
@@ -75,6 +79,12 @@ class Samples(NamedTuple):
     number: int
 
 
+def _import_time() -> float:
+    """Milliseconds of CPU time for the import in a fresh interpreter, its start not counted."""
+    program = "import time; before = time.process_time(); import secretfs; print(time.process_time() - before)"
+    return 1000 * float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout)
+
+
 # Times
 
 
@@ -83,6 +93,7 @@ def measure(*, rounds: int, scale: float, progress: Callable[[str], None]) -> di
     result: dict[str, Any] = {"missing": {}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        result["import"] = round(median(_import_time() for _ in range(rounds)), 1)
         result["fit"] = fit(progress)
         result["cycles"] = cycles(int(CYCLES * scale), progress)
         kinds, peers = _usable(KINDS, result["missing"]), _peers(result["missing"])
@@ -376,6 +387,9 @@ def judged(result: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
         ratio = sum(row[many] for row in rows) / sum(row[few] for row in rows)
         what = f"create + reveal + close of one among {int(many):,} / among {few}"
         yield what, f"{ratio:.2f}", f"at most {FLAT}", ratio <= FLAT
+    if "import" in result:
+        good = result["import"] <= IMPORT_LIMIT
+        yield "import secretfs", f"{result['import']} ms", f"at most {IMPORT_LIMIT:.0f} ms", good
     for name in ("kernel", "emulator"):
         found = result.get("cycles", {}).get(name)
         if isinstance(found, dict):
