@@ -300,9 +300,7 @@ def _stages(case: Case, text: bytes, needles: dict[str, bytes], folder: Path) ->
         assert process.stdin is not None
         assert process.stdout is not None
         while stage := process.stdout.readline().strip().decode():
-            answer = residue.search(residue.mask(needles, pid=process.pid, kinds=["ordinary"], context=24))
-            if os.environ.get("SHOW"):
-                print(case.name, stage, answer["hits"], file=sys.stderr)
+            answer = residue.search(residue.mask(needles, pid=process.pid, kinds=["ordinary"]))
             pieces = {name: len(needle) // residue.PIECE for name, needle in needles.items()}
             yield (
                 stage,
