@@ -301,15 +301,8 @@ def _stages(case: Case, text: bytes, needles: dict[str, bytes], folder: Path) ->
         assert process.stdout is not None
         while stage := process.stdout.readline().strip().decode():
             answer = residue.search(residue.mask(needles, pid=process.pid, kinds=["ordinary"]))
-            pieces = {name: len(needle) // residue.PIECE for name, needle in needles.items()}
-            yield (
-                stage,
-                {
-                    name: round(sum(kinds.values()) / pieces[name], 2)
-                    for name, kinds in answer["counts"].items()
-                    if kinds
-                },
-            )
+            found = {name: sum(kinds.values()) for name, kinds in answer["counts"].items() if kinds}
+            yield stage, {name: round(n * residue.PIECE / len(needles[name]), 2) for name, n in found.items()}
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(b"\n")
                 process.stdin.flush()
