@@ -197,13 +197,17 @@ def _renew(path: Path, begin: str, end: str, lines: Sequence[str]) -> None:
 
 
 def _intro(results: dict[str, Any], missing: dict[str, str]) -> Iterator[str]:
-    facts = results["machine"]
-    intro = f"Measured on {facts['date']}: {facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, "
-    nice = f", with --nice {facts['nice']}" if facts.get("nice") else ""
-    load = f"with a load of {facts['load']} from other programs when it began"
-    yield intro + f"Python {facts['python']}, {load}{nice}.\n"
+    yield _measured(results["machine"])
     for name, why in missing.items():
         yield f"- {name} was not measured: {why}"
+
+
+def _measured(facts: dict[str, Any]) -> str:
+    """When, on what, and how busy it was."""
+    where = f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, Python {facts['python']}"
+    load = f"with a load of {facts['load']} from other programs when it began"
+    nice = f", with --nice {facts['nice']}" if facts.get("nice") else ""
+    return f"Measured on {facts['date']}: {where}, {load}{nice}.\n"
 
 
 def plots(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
