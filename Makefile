@@ -58,7 +58,7 @@ test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (op
 
 # Here comes what takes Go, Rust, a browser or a virtual machine: test-go, test-machines, ... each with its apt set.
 .PHONY: test-long
-test-long:  ## the tests that take minutes: all real mounts with sanitizers in the shim, and without a shim
+test-long:  ## the tests that take minutes: real mounts with sanitizers and without a shim, a minute of hammering, 100,000 files
 	@$(MAKE) --no-print-directory test REPORT=report-long.xml T="-m long $(T)"
 
 .PHONY: lab
@@ -73,6 +73,10 @@ lab: apt-lab $(STATE)/installed  ## boot packaged kernels in QEMU and search all
 .PHONY: lab-docs
 lab-docs: apt-lab $(STATE)/installed  ## the same guests, and what was found in their memory into docs/lab.md
 	@$(VENV)/bin/python -EsB tests/lab/report.py docs/lab.md
+
+.PHONY: bench
+bench: apt-base $(STATE)/installed  ## measure (options: B="--parts growth"); docs/benchmarks.md explains it
+	@$(VENV)/bin/python -EsB benchmarks/run.py $(B)
 
 .PHONY: test-all
 test-all: test test-long lab lint  ## everything: the tests, the kernels, and lint
