@@ -58,7 +58,7 @@ test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (op
 
 # Here comes what takes Go, Rust, a browser or a virtual machine: test-go, test-machines, ... each with its apt set.
 .PHONY: test-long
-test-long:  ## the tests that take minutes: all real mounts with sanitizers in the shim, and without a shim
+test-long:  ## the tests that take minutes: real mounts with sanitizers and without a shim, a minute of hammering, 100,000 files
 	@$(MAKE) --no-print-directory test REPORT=report-long.xml T="-m long $(T)"
 
 .PHONY: lab

@@ -49,8 +49,9 @@ def noise(size: int) -> bytes:
 
 def test_append_can_be_turned_on_and_off(here: Path) -> None:
     """fcntl(F_SETFL) with and without O_APPEND decides where the next write goes, whatever the file was opened with."""
-    for flags in (0, os.O_APPEND):
-        fd = os.open(here / "f", os.O_RDWR | os.O_CREAT | os.O_TRUNC | flags)
+    (here / "open").touch()
+    for name, flags in (("open", 0), ("open", os.O_APPEND), ("create", os.O_APPEND)):
+        fd = os.open(here / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | flags)
         os.write(fd, b"0123456789")
         fcntl.fcntl(fd, fcntl.F_SETFL, 0)
         assert os.pwrite(fd, b"AB", 2) == 2
