@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 
 from secretfs.nodes import Node
+from secretfs.xattrs import has_capabilities
 
 __all__ = ["FILES", "PIECES", "FastFiles", "Published"]
 
@@ -81,7 +82,7 @@ class FastFiles:
             _PIECE.pack_into(self._entries, place, start, end, block.area.address + block.offset)
             place += _PIECE.size
         read_until = node.atime // NANO + DAY if node.atime > max(node.mtime, node.ctime) else 0
-        writable = node.mode & 0o6000 == 0
+        writable = node.mode & 0o6000 == 0 and not has_capabilities(node)
         _FILE.pack_into(self._entries, at, node.ino, content.size, 0, read_until, writable, len(pieces))
         content.published = Published(self._entries, at, node)
 

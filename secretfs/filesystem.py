@@ -29,7 +29,7 @@ from secretfs.interface import Backend
 from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
 from secretfs.pages import PagePool
 from secretfs.plaintext import Plaintext
-from secretfs.rules import Caller, Changes, Statistics, check_replaceable, drop_privileges, touch
+from secretfs.rules import Caller, Changes, Statistics, check_replaceable, drop_privileges, time_of_change, touch
 
 __all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
 
@@ -132,6 +132,7 @@ class Filesystem:
         node = self._tree.get(ino)
         if not stat.S_ISLNK(node.mode) or node.content is None:
             raise FileError(errno.EINVAL)
+        touch(node)
         return xattrs.read_all(node.content)
 
     def link(self, ino: int, parent: int, name: bytes) -> Node:
@@ -188,20 +189,24 @@ class Filesystem:
         """The node with that number."""
         return self._tree.get(ino)
 
-    def setattr(self, ino: int, changes: Changes, caller: Caller) -> Node:
-        """chmod, chown, truncate and utimensat; all or nothing."""
+    def setattr(self, ino: int, changes: Changes, caller: Caller, *, opened: bool = False) -> Node:
+        """chmod, chown, truncate and utimensat; all or nothing. No changes at all are a chown(2) that sets nothing.
+
+        `opened`: it is ftruncate(2), which always sets the times.
+        """
         node = self._tree.get(ino)
-        now = time.time_ns()
+        now = time_of_change(changes.mtime)
         if node.content is not None:
             node.content.revoke()
         if changes.size is not None:
-            self._truncate(node, changes.size, now)
-            if caller.uid != 0:
-                drop_privileges(node)
-        if changes.uid is not None or changes.gid is not None:
+            if changes == Changes(size=node.size) and not (opened or node.allocated):
+                now = node.ctime  # truncate(2) of nothing, as on tmpfs
+            self._truncate(node, changes.size, caller, now)
+        if changes.uid is not None or changes.gid is not None or changes == Changes():
             node.uid = node.uid if changes.uid is None else changes.uid
             node.gid = node.gid if changes.gid is None else changes.gid
             drop_privileges(node)
+            xattrs.drop_capabilities(node)
         if changes.mode is not None:
             node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(changes.mode)
         if changes.atime is not None:
@@ -223,7 +228,7 @@ class Filesystem:
         """Set one attribute, with the flags of setxattr(2); an existing one keeps its value if the new is too big."""
         node = self._tree.get(ino)
         xattrs.set_value(self._space, node, name, value, flags)
-        node.ctime = time.time_ns()
+        node.changed(time.time_ns())
 
     def getxattr(self, ino: int, name: bytes) -> Plaintext:
         """The value of one attribute; ENODATA where there is none."""
@@ -237,7 +242,7 @@ class Filesystem:
         """Wipe one attribute; ENODATA where there is none."""
         node = self._tree.get(ino)
         xattrs.remove(node, name)
-        node.ctime = time.time_ns()
+        node.changed(time.time_ns())
 
     # Open files
 
@@ -258,9 +263,9 @@ class Filesystem:
         node = self._tree.get(ino)
         self._decide_open(node, flags, caller)
         if flags & os.O_TRUNC:
-            self._truncate(node, 0, time.time_ns())
+            self._truncate(node, 0, caller, time.time_ns())
         node.opens += 1
-        return self._handle(FileHandle(node, flags))
+        return self._handle(FileHandle(node))
 
     def opened(self, handle: int) -> FileHandle:
         """The open file with that handle; EBADF where there is none."""
@@ -269,24 +274,31 @@ class Filesystem:
             raise FileError(errno.EBADF)
         return file
 
-    def read_into(self, handle: int, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file."""
+    def read_into(self, handle: int, offset: int, buffer: memoryview, *, touching: bool = True) -> int:
+        """Fill `buffer`, which must be zeroed, and return how many bytes lie before the end of the file.
+
+        `touching`: it may set the access time.
+        """
         node = self.opened(handle).node
         assert node.content is not None
-        touch(node)
+        if touching:
+            touch(node)
         return node.content.read_into(offset, buffer)
 
-    def write(self, handle: int, offset: int, data: memoryview) -> int:
-        """Write `data` and return how many bytes were taken: fewer only where space ended in the middle."""
-        file = self.opened(handle)
-        node = file.node
+    def write(self, handle: int, offset: int, data: memoryview, *, privileged: bool = False) -> int:
+        """Write `data` and return how many bytes were taken: fewer only where space ended in the middle.
+
+        The kernel knows the offset also where a file is written at its end (O_APPEND, which fcntl(2) may change).
+        `privileged`: set-user-ID and set-group-ID bits stay.
+        """
+        node = self.opened(handle).node
         assert node.content is not None
-        if file.flags & os.O_APPEND:
-            offset = node.content.size
         if offset + len(data) > LARGEST_FILE:
             raise FileError(errno.EFBIG)
         taken = node.content.write(offset, data)
-        drop_privileges(node)
+        if not privileged:
+            drop_privileges(node)
+        xattrs.drop_capabilities(node)
         node.mtime = node.ctime = time.time_ns()
         return taken
 
@@ -314,7 +326,7 @@ class Filesystem:
         node.opens += 1
         return self._handle(DirectoryHandle(node))
 
-    def readdir(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Node]]:
+    def readdir(self, handle: int, start: int, *, touching: bool = True) -> Iterator[tuple[int, bytes, Node]]:
         """The entries from position `start` on: (position of the next one, name, node).
 
         What the directory held when reading began at 0; an entry that was removed since is left out. "." and ".."
@@ -325,7 +337,8 @@ class Filesystem:
         if start == 0:
             assert node.entries is not None
             directory.entries = list(node.entries)
-            touch(node)
+            if touching:
+                touch(node)
         for position, (name, special) in enumerate(((b".", node), (b"..", node.parent or node))):
             if position >= start:
                 yield position + 1, name, special
@@ -376,12 +389,15 @@ class Filesystem:
         if entry.value is not target.value:
             self._tree.exchange(old, entry, new, target, now)
 
-    def _truncate(self, node: Node, size: int, now: int) -> None:
+    def _truncate(self, node: Node, size: int, caller: Caller, now: int) -> None:
         if node.content is None:
             raise FileError(errno.EISDIR if node.is_dir() else errno.EINVAL)
         if not 0 <= size <= LARGEST_FILE:
             raise FileError(errno.EINVAL if size < 0 else errno.EFBIG)
         node.content.truncate(size)
+        if caller.uid != 0:
+            drop_privileges(node)
+        xattrs.drop_capabilities(node)
         node.mtime = node.ctime = now
 
     def _handle(self, opened: FileHandle | DirectoryHandle) -> int:

@@ -231,7 +231,7 @@ class Operations(pyfuse3.Operations):
             atime=attr.st_atime_ns if fields.update_atime else None,
             mtime=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return _entry(self._filesystem.setattr(inode, changes, ctx))
+        return _entry(self._filesystem.setattr(inode, changes, ctx, opened=fh is not None))
 
     @_request()
     def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -289,7 +289,7 @@ class Operations(pyfuse3.Operations):
     @_request()
     def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]  # any buffer will do
         window = self._window.lend(size)
-        length = self._filesystem.read_into(fh, off, window)
+        length = self._filesystem.read_into(fh, off, window, touching=self._touches())
         if not self._cached and (self._shim is None or self._shim.fills_page_cache()):
             self._filesystem.opened(fh).note_page_cached()
         self._publish(fh)
@@ -298,7 +298,7 @@ class Operations(pyfuse3.Operations):
     @_request(consumes=True)
     def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._filesystem.opened(fh)
-        taken = self._filesystem.write(fh, off, memoryview(buf))
+        taken = self._filesystem.write(fh, off, memoryview(buf), privileged=self._keeps_privileges())
         if file.in_use:  # most new files are written once and closed
             self._publish(fh)
         file.in_use = True
@@ -314,7 +314,7 @@ class Operations(pyfuse3.Operations):
 
     @_request(changes=True)
     def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        for position, name, node in self._filesystem.readdir(fh, start_id):
+        for position, name, node in self._filesystem.readdir(fh, start_id, touching=self._touches()):
             if not pyfuse3.readdir_reply(token, name, _entry(node), position):
                 break
             if name not in (b".", b".."):
@@ -323,6 +323,14 @@ class Operations(pyfuse3.Operations):
     @_request()
     def releasedir(self, fh: int) -> None:
         self._filesystem.releasedir(fh)
+
+    def _touches(self) -> bool:
+        """Whether the read in hand may set the access time."""
+        return self._shim is None or not self._shim.leaves_atime()
+
+    def _keeps_privileges(self) -> bool:
+        """Whether the write in hand does; through the page cache the kernel does not say who writes."""
+        return not self._cached and self._shim is not None and self._shim.keeps_privileges()
 
     def _publish(self, handle: int) -> None:
         """Let the shim answer further reads and writes of this file."""

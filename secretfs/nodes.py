@@ -70,6 +70,12 @@ class Node:
         """Its number if an open handle has filled the kernel's page cache with its data, else 0."""
         return self.ino if self.page_cached else 0
 
+    def changed(self, now: int) -> None:
+        """Its attributes have; the next read sets the access time again."""
+        self.ctime = now
+        if self.content is not None:
+            self.content.revoke()
+
     def is_dir(self) -> bool:
         """Whether it is a directory."""
         return self.entries is not None
@@ -82,11 +88,10 @@ Attribute: TypeAlias = Entry[Content]
 class FileHandle:
     """An open file."""
 
-    __slots__ = ("flags", "in_use", "node", "page_cached")
+    __slots__ = ("in_use", "node", "page_cached")
 
-    def __init__(self, node: Node, flags: int) -> None:
+    def __init__(self, node: Node) -> None:
         self.node = node
-        self.flags = flags
         self.in_use = False
         """Whether something was written through it: more is likely to follow."""
         self.page_cached = False
@@ -189,7 +194,7 @@ class Tree:
         if node.nlink == 0:
             raise FileError(errno.ENOENT)
         self._add_name(directory, name, node, now)
-        node.ctime = now
+        node.changed(now)
 
     def unlink(self, directory: Node, entry: NodeEntry, now: int) -> None:
         """Remove a name; for a directory, which must be empty, the directory.
@@ -202,7 +207,8 @@ class Tree:
             raise FileError(errno.ENOTEMPTY)
         assert directory.entries is not None
         directory.entries.remove(entry)
-        directory.mtime = directory.ctime = node.ctime = now
+        directory.mtime = directory.ctime = now
+        node.changed(now)
         if node.is_dir():
             directory.nlink -= 1
             node.nlink = 0
@@ -219,7 +225,8 @@ class Tree:
         new.entries.add(name, node)  # first what can fail
         old.entries.remove(entry)
         self._moved(node, old, new)
-        old.mtime = old.ctime = new.mtime = new.ctime = node.ctime = now
+        old.mtime = old.ctime = new.mtime = new.ctime = now
+        node.changed(now)
 
     def replace(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:
         """Let `target` in `new` name what `entry` names, and take the old name away; what it named loses a link."""
@@ -233,7 +240,9 @@ class Tree:
             victim.nlink = 0
         else:
             victim.nlink -= 1
-        old.mtime = old.ctime = new.mtime = new.ctime = node.ctime = victim.ctime = now
+        old.mtime = old.ctime = new.mtime = new.ctime = now
+        node.changed(now)
+        victim.changed(now)
         self.settle(victim)
 
     def exchange(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:
@@ -242,7 +251,9 @@ class Tree:
         entry.value, target.value = second, first
         self._moved(first, old, new)
         self._moved(second, new, old)
-        old.mtime = old.ctime = new.mtime = new.ctime = first.ctime = second.ctime = now
+        old.mtime = old.ctime = new.mtime = new.ctime = now
+        first.changed(now)
+        second.changed(now)
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel drops `count` references."""

@@ -10,9 +10,11 @@ from typing import NamedTuple, Protocol
 from secretfs.errors import FileError
 from secretfs.nodes import Node
 
-__all__ = ["Caller", "Changes", "Statistics", "check_replaceable", "drop_privileges", "touch"]
+__all__ = ["Caller", "Changes", "Statistics", "check_replaceable", "drop_privileges", "time_of_change", "touch"]
 
 DAY = 24 * 3600 * 10**9
+TICK = 4 * 10**6
+"""As coarse as the kernel's clock for timestamps is."""
 
 
 class Caller(Protocol):
@@ -62,12 +64,18 @@ def drop_privileges(node: Node) -> None:
     """Take the set-user-ID and set-group-ID bits from a file that changed: the kernel leaves that to us.
 
     (libfuse turns on FUSE_CAP_HANDLE_KILLPRIV.) A set-group-ID bit without group execution means locking, not a
-    privilege, and stays.
+    privilege, and stays. Of a directory the bits are no privileges.
     """
-    if stat.S_ISREG(node.mode) and node.mode & (stat.S_ISUID | stat.S_ISGID):
+    if node.mode & (stat.S_ISUID | stat.S_ISGID) and not node.is_dir():
         node.mode &= ~stat.S_ISUID
         if node.mode & stat.S_IXGRP:
             node.mode &= ~stat.S_ISGID
+
+
+def time_of_change(mtime: int | None) -> int:
+    """The time of a change that sets `mtime`: the same if that is now, for then somebody asked for the present time."""
+    now = time.time_ns()
+    return mtime if mtime is not None and now - TICK < mtime <= now else now
 
 
 def touch(node: Node) -> None:

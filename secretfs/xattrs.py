@@ -14,24 +14,24 @@ from secretfs.names import Names
 from secretfs.nodes import Attribute, Node
 from secretfs.plaintext import Plaintext
 
-__all__ = ["LARGEST", "get_value", "join_names", "list_names", "read_all", "remove", "set_value"]
+__all__ = ["LARGEST", "drop_capabilities", "get_value", "has_capabilities", "join_names", "list_names", "read_all", "remove", "set_value"]
 
 LARGEST = 65536
 """The longest value in bytes (XATTR_SIZE_MAX, xattr(7))."""
 LARGEST_LIST = 65536
 """The longest list of names in bytes (XATTR_LIST_MAX, xattr(7))."""
 NAMESPACES = (b"user.", b"trusted.", b"security.")
+CAPABILITIES = b"security.capability"
 
 
 def set_value(space: Space, node: Node, name: bytes, value: bytes, flags: int = 0) -> None:
     """Set one attribute; an existing one keeps its old value if the new one does not fit.
 
     Raises:
-        FileError: EOPNOTSUPP for an unknown namespace, EEXIST with XATTR_CREATE and ENODATA with XATTR_REPLACE
-            (setxattr(2)), E2BIG, ENOSPC.
+        FileError: EOPNOTSUPP for an unknown namespace, EINVAL for a namespace alone, EEXIST with XATTR_CREATE and
+            ENODATA with XATTR_REPLACE (setxattr(2)), E2BIG, ENOSPC.
     """
-    if not name.startswith(NAMESPACES):
-        raise FileError(errno.EOPNOTSUPP)
+    _check(name)
     there = node.xattrs is not None and node.xattrs.get(name) is not None
     if flags & os.XATTR_CREATE and there:
         raise FileError(errno.EEXIST)
@@ -60,7 +60,7 @@ def get_value(node: Node, name: bytes) -> Plaintext:
     """The value of one attribute.
 
     Raises:
-        FileError: ENODATA where there is none.
+        FileError: ENODATA where there is none, EOPNOTSUPP and EINVAL as above.
     """
     return read_all(_existing(node, name).value)
 
@@ -94,7 +94,7 @@ def remove(node: Node, name: bytes) -> None:
     """Wipe one attribute.
 
     Raises:
-        FileError: ENODATA where there is none.
+        FileError: ENODATA where there is none, EOPNOTSUPP and EINVAL as above.
     """
     entry = _existing(node, name)
     entry.value.clear()
@@ -102,13 +102,32 @@ def remove(node: Node, name: bytes) -> None:
     node.xattrs.remove(entry)
 
 
+def has_capabilities(node: Node) -> bool:
+    """Whether it is a program with capabilities(7) of its own."""
+    return node.xattrs is not None and node.xattrs.get(CAPABILITIES) is not None
+
+
+def drop_capabilities(node: Node) -> None:
+    """Take the capabilities from a file that changed, whoever did that; the kernel leaves it to us, as the mode bits."""
+    if has_capabilities(node) and not node.is_dir():
+        remove(node, CAPABILITIES)
+
+
 def read_all(content: Content) -> Plaintext:
     """All bytes of a short content, as bytes that wipe themselves: the FUSE library takes nothing else here."""
     return Plaintext.read(content.size, lambda buffer: content.read_into(0, buffer))
 
 
+def _check(name: bytes) -> None:
+    if not name.startswith(NAMESPACES):
+        raise FileError(errno.EOPNOTSUPP)
+    if name in NAMESPACES:
+        raise FileError(errno.EINVAL)
+
+
 def _existing(node: Node, name: bytes) -> Attribute:
+    _check(name)
     entry = None if node.xattrs is None else node.xattrs.get(name)
     if entry is None:
-        raise FileError(errno.ENODATA if name.startswith(NAMESPACES) else errno.EOPNOTSUPP)
+        raise FileError(errno.ENODATA)
     return entry

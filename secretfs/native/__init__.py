@@ -51,6 +51,8 @@ class Shim:
             raise ShimUnavailable(str(state))
         self.library = self._library = ctypes.CDLL(SHIM)
         self._page_cache_read = ctypes.c_int.in_dll(self._library, "secretfs_shim_page_cache_read")
+        self._open_flags = ctypes.c_uint32.in_dll(self._library, "secretfs_shim_open_flags")
+        self._keeps_privileges = ctypes.c_int.in_dll(self._library, "secretfs_shim_keeps_privileges")
         self._xattr_flags = ctypes.c_uint32.in_dll(self._library, "secretfs_shim_xattr_flags")
         self._library.secretfs_shim_requests.restype = ctypes.c_ulong
         self.spun = ctypes.c_int.in_dll(self._library, "secretfs_shim_spun")
@@ -68,6 +70,14 @@ class Shim:
     def fills_page_cache(self) -> bool:
         """Whether the request in hand is a read that fills the kernel's page cache."""
         return bool(self._page_cache_read.value)
+
+    def leaves_atime(self) -> bool:
+        """Whether the request in hand reads through a descriptor with O_NOATIME, as it is now."""
+        return bool(self._open_flags.value & os.O_NOATIME)
+
+    def keeps_privileges(self) -> bool:
+        """Whether the request in hand is a direct write by somebody with CAP_FSETID: set-user-ID bits stay."""
+        return bool(self._keeps_privileges.value)
 
     def xattr_flags(self) -> int:
         """The flags of the setxattr(2) in hand, which pyfuse3 does not get to see."""

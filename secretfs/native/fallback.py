@@ -23,11 +23,13 @@ __all__ = ["AnyShim", "Fallback"]
 _int, _pointer, _size, _u32, _u64 = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint64
 
 # Of linux/fuse.h: numbers of requests, and where things lie in one that has a header of 40 bytes.
-_READ, _SETXATTR, _GETXATTR, _LISTXATTR = 15, 21, 22, 23
+_READ, _WRITE, _SETXATTR, _GETXATTR, _LISTXATTR, _READDIR, _READDIRPLUS = 15, 16, 21, 22, 23, 28, 44
 _LENGTH_AT, _OPCODE_AT, _HEADER = 0, 4, 40
-_READ_SIZE_AT, _READ_FLAGS_AT, _READ_SIZE = _HEADER + 16, _HEADER + 20, _HEADER + 40
+_READ_SIZE_AT, _READ_FLAGS_AT, _OPEN_FLAGS_AT, _READ_SIZE = _HEADER + 16, _HEADER + 20, _HEADER + 32, _HEADER + 40
+_WRITE_FLAGS_AT, _WRITE_SIZE = _HEADER + 20, _HEADER + 40
 _SETXATTR_FLAGS_AT, _LISTXATTR_SIZE = _HEADER + 4, _HEADER + 8
 _LOCKOWNER = 2
+_WRITE_CACHE, _KILL_SUIDGID = 1, 4
 _HANDLE_AT = 16
 """Of `fh` in struct fuse_file_info of libfuse's fuse_common.h."""
 _CARRIED = (256, 512, 1024)
@@ -78,6 +80,8 @@ class Fallback:
         self._buffer_size = 0
         self._error = 0
         self._page_cache_read = False
+        self._open_flags = 0
+        self._keeps_privileges = False
         self._xattr_flags = 0
         self._size = 0  # of the request in hand, or of what it asks for
         self._ones = (ctypes.c_char * _LARGEST)()
@@ -94,6 +98,14 @@ class Fallback:
     def fills_page_cache(self) -> bool:
         """Whether the request in hand is a read that fills the kernel's page cache."""
         return self._page_cache_read
+
+    def leaves_atime(self) -> bool:
+        """Whether the request in hand reads through a descriptor with O_NOATIME, as it is now."""
+        return bool(self._open_flags & os.O_NOATIME)
+
+    def keeps_privileges(self) -> bool:
+        """Whether the request in hand is a direct write by somebody with CAP_FSETID: set-user-ID bits stay."""
+        return self._keeps_privileges
 
     def xattr_flags(self) -> int:
         """The flags of the setxattr(2) in hand, which pyfuse3 does not get to see."""
@@ -186,11 +198,16 @@ class Fallback:
         """Note what a request is about; put it in another way where pyfuse3 would leave copies behind (rewrite.c)."""
         opcode = _u32.from_address(request + _OPCODE_AT)
         self._size = min(size, _LARGEST)
-        self._page_cache_read = False
+        self._page_cache_read = self._keeps_privileges = False
+        self._open_flags = 0
+        if opcode.value in (_READ, _READDIR, _READDIRPLUS) and size >= _READ_SIZE:
+            self._open_flags = _u32.from_address(request + _OPEN_FLAGS_AT).value
         if opcode.value == _READ and size >= _READ_SIZE:
             self._size = min(_u32.from_address(request + _READ_SIZE_AT).value, _LARGEST)
             # One that does not come from a program names no lock owner (see shim.c).
             self._page_cache_read = not _u32.from_address(request + _READ_FLAGS_AT).value & _LOCKOWNER
+        elif opcode.value == _WRITE and size >= _WRITE_SIZE:
+            self._keeps_privileges = not _u32.from_address(request + _WRITE_FLAGS_AT).value & (_WRITE_CACHE | _KILL_SUIDGID)
         elif opcode.value == _SETXATTR and size >= _SETXATTR_FLAGS_AT + 4:
             flags = _u32.from_address(request + _SETXATTR_FLAGS_AT)
             self._xattr_flags, flags.value = flags.value, 0

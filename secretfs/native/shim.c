@@ -7,7 +7,8 @@
  * - wipes what a reply was made from (pyfuse3's buffer of directory entries), except the window, which wipes itself,
  * - lets the descriptor be non-blocking, so that a request taken back by its client does not block the loop,
  * - answers from the tables that Python has filled (fast.c): reads and writes of open files, and more,
- * - tells whether a read fills the page cache, so that it can be emptied again,
+ * - tells what requests say and pyfuse3 does not: whether a read fills the page cache, so that it can be emptied again;
+ *   the flags that the descriptor has now; whether a write takes set-user-ID bits away,
  * - tells which handle the kernel has not heard of, so that it can be closed again.
  *
  * One thread calls all of it: pyfuse3's, with the GIL held.
@@ -37,6 +38,8 @@ API int secretfs_shim_prepare(char *window, size_t window_size, long spin);
 API int secretfs_shim_error(void);
 API unsigned long secretfs_shim_requests(void);
 API extern int secretfs_shim_page_cache_read;
+API extern uint32_t secretfs_shim_open_flags;
+API extern int secretfs_shim_keeps_privileges;
 API extern int secretfs_shim_spun;
 API extern uint64_t secretfs_shim_lost_handle;
 
@@ -59,6 +62,12 @@ static struct {
 
 /* Whether the request in hand is a read that fills the page cache. */
 int secretfs_shim_page_cache_read;
+
+/* The flags of the descriptor through which the request in hand reads a file or a directory, as fcntl(2) left them. */
+uint32_t secretfs_shim_open_flags;
+
+/* Whether the request in hand is a write by somebody who may leave set-user-ID bits where they are (CAP_FSETID). */
+int secretfs_shim_keeps_privileges;
 
 /* Whether polling has just been tried here, in vain. */
 int secretfs_shim_spun;
@@ -135,16 +144,37 @@ static int read_request(struct fuse_session *se, struct fuse_buf *buf)
 }
 
 /*
- * A read on behalf of a program names the owner of its locks; one that fills the page cache (a private mapping of a file
- * that is otherwise direct_io) does not: fs/fuse/file.c, fuse_send_read() and fuse_send_readpages().
+ * Take note of what the request says. A read on behalf of a program names the owner of its locks; one that fills the page
+ * cache (a private mapping of a file that is otherwise direct_io) does not: fs/fuse/file.c, fuse_send_read() and
+ * fuse_send_readpages(). A write past the page cache says whether it takes privileges away: fuse_direct_io().
  */
-static int reads_for_page_cache(const struct fuse_buf *buf)
+static void look_into(const struct fuse_buf *buf)
 {
 	const struct fuse_in_header *head = buf->mem;
 	const struct fuse_read_in *read = (const void *)(head + 1);
+	const struct fuse_write_in *write = (const void *)(head + 1);
 
-	return buf->size >= sizeof *head + sizeof *read && head->opcode == FUSE_READ &&
-	       !(read->read_flags & FUSE_READ_LOCKOWNER);
+	secretfs_shim_page_cache_read = 0;
+	secretfs_shim_open_flags = 0;
+	secretfs_shim_keeps_privileges = 0;
+	if (!head || buf->size < sizeof *head + sizeof *read)
+		return;
+	switch (head->opcode) {
+	case FUSE_READ:
+		secretfs_shim_page_cache_read = !(read->read_flags & FUSE_READ_LOCKOWNER);
+		/* fall through */
+	case FUSE_READDIR:
+	case FUSE_READDIRPLUS:
+		secretfs_shim_open_flags = read->flags;
+		break;
+	case FUSE_WRITE:
+		if (buf->size >= sizeof *head + sizeof *write)
+			secretfs_shim_keeps_privileges =
+				!(write->write_flags & (FUSE_WRITE_CACHE | FUSE_WRITE_KILL_SUIDGID));
+		break;
+	default:
+		break;
+	}
 }
 
 static int receive(struct fuse_session *se, struct fuse_buf *buf)
@@ -211,7 +241,7 @@ API void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf
 	void *const request = buf->mem;
 	const size_t size = buf->size;
 
-	secretfs_shim_page_cache_read = request && reads_for_page_cache(buf);
+	look_into(buf);
 	if (request)
 		secretfs_rewrite(request, size);
 	real.process_buf(se, buf);

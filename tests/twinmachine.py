@@ -1,0 +1,352 @@
+"""A state machine that makes random system calls in two trees at once: `twins.py` demands the same answers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from twins import MODE, Twins
+
+NAMES = (b"a", b"b", b"c", b"d", b"\xff\xfe", b"long" * 63)
+ODD = (b"", b".", b"..", b"a/", b"a//b", b"a/.", b"a/..", b"a/../b", b"n" * 255, b"n" * 256, b"/", b"a" * 4096)
+MODES = (0o644, 0o755, 0o777, 0o666, 0o600, 0o700, 0o000, 0o444, 0o222, 0o111, 0o1777, 0o2777, 0o4755, 0o6777, 0o2644,
+         0o2755, 0o4777, 0o7777, 0o3777, 0o50, 0o5)  # fmt: skip
+FLAGS = (os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_NOFOLLOW, os.O_DIRECTORY, os.O_PATH, os.O_NOATIME,
+         os.O_SYNC, os.O_DIRECT)  # fmt: skip
+SECOND = 10**9
+TIMES = ((0, 0), (1, 1), (SECOND, 999_999_999), (-1, 5), (1 << 33, 7), (0, (1 << 30) - 1), (0, (1 << 30) - 2), (0, SECOND))
+"""Seconds and nanoseconds; the last but two mean UTIME_NOW and UTIME_OMIT, the last is not allowed."""
+XATTRS = (b"user.a", b"user.b", b"trusted.c", b"security.d", b"user." + b"n" * 250, b"user." + b"n" * 251, b"user.",
+          b"nonsense.e", b"plain", b"")  # fmt: skip
+DEVICES = {stat.S_IFCHR: (os.makedev(1, 3), os.makedev(1, 5), 0), stat.S_IFBLK: (os.makedev(7, 200),)}
+NOT_SERVED = (errno.EOPNOTSUPP, errno.ENOTTY)
+
+USER = st.integers(0, 3)
+PICK = st.integers(0, 999)
+PATH = st.tuples(st.integers(0, 19), PICK, PICK)
+OFFSET = st.one_of(st.sampled_from([0, 1, 63, 64, 100, 4095, 4096, 4097, 8192, 12288]), st.integers(0, 70_000))
+FAR = st.one_of(OFFSET, OFFSET, st.sampled_from([-1, 1 << 20, (1 << 31) - 1, 1 << 32, 1 << 40, (1 << 63) - 1, (1 << 63) - 4096]))
+LENGTH = st.one_of(st.sampled_from([0, 1, 10, 64, 100, 4095, 4096, 4097, 8192]), st.integers(0, 30_000))
+FLAG_SET = st.lists(st.sampled_from(FLAGS), max_size=3).map(lambda flags: sum(set(flags)))
+
+
+class TwinMachine(RuleBasedStateMachine):
+    """Two trees; for each user the descriptors that are open."""
+
+    def __init__(self, twins: Twins, *, roots: bool = True) -> None:
+        """With `twins` that are started; `roots`: user 0 is root and the trees are all that there is."""
+        super().__init__()
+        self.twins = twins
+        self.roots = roots
+        self.handles: list[list[int]] = [[] for _ in twins.pairs]
+        self.next = 0
+        self.tag = 0
+        self.paths: dict[bytes, tuple[int, ...]] = {}
+        twins.restart()
+        self.paths = twins.look()
+
+    def ask(self, user: int, name: str, *arguments: Any) -> tuple[int, Any]:
+        return self.twins.ask(user % len(self.twins.pairs), name, *arguments)
+
+    # What rules work on
+
+    def path(self, drawn: tuple[int, int, int], user: int) -> bytes | tuple[int, bytes]:
+        """Mostly a name that is there, often a new one in a directory that is there, sometimes something odd."""
+        way, pick, extra = drawn
+        paths = list(self.paths)
+        existing = paths[pick % len(paths)]
+        if way == 0:
+            return ODD[extra % len(ODD)]
+        if way == 1:
+            return self.absolute(existing) + (b"/", b"/.", b"/..", b"//" + NAMES[0])[extra % 4]
+        if way == 2:
+            return NAMES[extra % len(NAMES)]
+        if way == 3 and (handle := self.handle(user, pick)) is not None:
+            return handle, NAMES[extra % len(NAMES)]
+        if way < 12:
+            return self.absolute(existing)
+        folders = [path for path, facts in self.paths.items() if not stat.S_ISREG(facts[MODE])]
+        return self.absolute(os.path.join(folders[pick % len(folders)], NAMES[extra % len(NAMES)]))
+
+    def absolute(self, path: bytes) -> bytes:
+        return path[1:] or b"/"  # "./a" is "/a"
+
+    def name(self, drawn: tuple[int, int, int], user: int) -> bytes:
+        """A path for calls that take no descriptor of a directory."""
+        path = self.path(drawn, user)
+        return path if isinstance(path, bytes) else path[1]
+
+    def handle(self, user: int, pick: int) -> int | None:
+        open_ones = self.handles[user % len(self.handles)]
+        return open_ones[pick % len(open_ones)] if open_ones else None
+
+    def where(self, user: int, drawn: tuple[int, int, int]) -> int | bytes:
+        """A descriptor or a path."""
+        handle = self.handle(user, drawn[1]) if drawn[2] % 3 == 0 else None
+        return self.name(drawn, user) if handle is None else handle
+
+    def data(self, length: int) -> bytes:
+        self.tag = self.tag % 255 + 1
+        return bytes([self.tag]) * length
+
+    def opened(self, user: int, name: str, *arguments: Any) -> int | None:
+        """A call that makes a descriptor."""
+        self.next += 1
+        code, _ = self.ask(user, name, *arguments[:1], self.next, *arguments[1:])
+        if code == 0:
+            self.handles[user % len(self.handles)].append(self.next)
+            return self.next
+        return None
+
+    # Names
+
+    @initialize()
+    def start(self) -> None:
+        """A few things to begin with."""
+        for user, name in ((0, b"/a"), (1, b"/b")):
+            self.ask(user, "mkdir", name, 0o777)
+        for user, name in ((0, b"/a/a"), (1, b"/b/b"), (2, b"/c")):
+            self.opened_file(user, name)
+        self.ask(0, "symlink", b"../c", b"/a/d")
+        self.ask(2, "symlink", b"/a", b"/d")
+        self.paths = self.twins.look()
+
+    def opened_file(self, user: int, name: bytes) -> None:
+        self.next += 1
+        self.ask(user, "open", self.next, name, os.O_CREAT | os.O_RDWR, 0o666)
+        self.handles[user % len(self.handles)].append(self.next)
+
+    @rule(user=USER, path=PATH, access=st.sampled_from([0, 1, 2, 2, 2, 3]), flags=FLAG_SET, mode=st.sampled_from(MODES))
+    def open(self, user: int, path: Any, access: int, flags: int, mode: int) -> None:
+        self.next += 1
+        number = self.next
+        code, _ = self.ask(user, "open", number, self.path(path, user), access | flags | os.O_NONBLOCK, mode)
+        if code == 0:
+            self.handles[user % len(self.handles)].append(number)
+
+    @rule(user=USER, path=PATH, mode=st.sampled_from(MODES))
+    def mkdir(self, user: int, path: Any, mode: int) -> None:
+        self.ask(user, "mkdir", self.path(path, user), mode)
+
+    @rule(user=USER, path=PATH, folder=st.booleans())
+    def remove(self, user: int, path: Any, folder: bool) -> None:
+        where = self.path(path, user)
+        code, _ = self.ask(user, "rmdir" if folder else "unlink", where)
+        if code in (errno.EISDIR, errno.ENOTDIR):
+            self.ask(user, "unlink" if folder else "rmdir", where)
+
+    @rule(user=USER, old=PATH, new=PATH, flags=st.sampled_from([0, 0, 0, 0, 1, 1, 2, 2, 3, 8]))
+    def rename(self, user: int, old: Any, new: Any, flags: int) -> None:
+        self.ask(user, "rename", self.path(old, user), self.path(new, user), flags)
+
+    @rule(user=USER, old=PATH, new=PATH, flags=st.sampled_from([0, 0, 0x400, 0x1000]))
+    def link(self, user: int, old: Any, new: Any, flags: int) -> None:
+        if flags == 0x1000:  # AT_EMPTY_PATH
+            handle = self.handle(user, old[1])
+            if handle is None:
+                return
+            self.ask(user, "link", (handle, b""), self.path(new, user), flags)
+        else:
+            self.ask(user, "link", self.path(old, user), self.path(new, user), flags)
+
+    @rule(user=USER, to=PATH, path=PATH, length=st.sampled_from([0, 0, 0, 1, 60, 127, 128, 4000, 4095]))
+    def symlink(self, user: int, to: Any, path: Any, length: int) -> None:
+        wanted = b"t" * length if length else self.name(to, user)
+        self.ask(user, "symlink", wanted, self.path(path, user))
+
+    @rule(user=USER, path=PATH)
+    def readlink(self, user: int, path: Any) -> None:
+        self.ask(user, "readlink", self.path(path, user))
+
+    @rule(user=USER, path=PATH, pick=PICK, mode=st.sampled_from(MODES),
+          kind=st.sampled_from([stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFREG, 0, stat.S_IFDIR]))  # fmt: skip
+    def mknod(self, user: int, path: Any, kind: int, pick: int, mode: int) -> None:
+        devices = DEVICES.get(kind, (0, 5))
+        self.ask(user, "mknod", self.path(path, user), kind | mode, devices[pick % len(devices)])
+
+    @rule(user=USER, path=PATH, connect=st.booleans())
+    def socket(self, user: int, path: Any, connect: bool) -> None:
+        name = self.name(path, user)
+        if len(name) < 100:
+            self.ask(user, "connect" if connect else "bind", name)
+
+    @rule(user=USER, path=PATH)
+    def chdir(self, user: int, path: Any) -> None:
+        self.ask(user, "chdir", self.name(path, user))
+        self.ask(user, "getcwd")
+
+    @rule(user=USER, path=PATH)
+    def listdir(self, user: int, path: Any) -> None:
+        self.ask(user, "listdir", self.name(path, user))
+
+    # Attributes
+
+    @rule(user=USER, path=PATH, follow=st.booleans())
+    def stat(self, user: int, path: Any, follow: bool) -> None:
+        self.ask(user, "stat", self.path(path, user), follow)
+
+    @rule(user=USER, path=PATH, mode=st.integers(0, 7), effective=st.booleans(), follow=st.booleans())
+    def access(self, user: int, path: Any, mode: int, effective: bool, follow: bool) -> None:
+        self.ask(user, "access", self.path(path, user), mode, effective, follow)
+
+    @rule(user=USER, path=PATH, mode=st.sampled_from(MODES))
+    def chmod(self, user: int, path: Any, mode: int) -> None:
+        self.ask(user, "chmod", self.where(user, path), mode)
+
+    @rule(user=USER, path=PATH, uid=st.sampled_from([-1, 0, 1001, 1002, 65534]), follow=st.booleans(),
+          gid=st.sampled_from([-1, 0, 1001, 1002, 2001, 2002, 65534]))  # fmt: skip
+    def chown(self, user: int, path: Any, uid: int, gid: int, follow: bool) -> None:
+        if follow:
+            self.ask(user, "chown", self.where(user, path), uid, gid)
+        else:
+            self.ask(user, "lchown", self.name(path, user), uid, gid)
+
+    @rule(user=USER, path=PATH, size=FAR)
+    def truncate(self, user: int, path: Any, size: int) -> None:
+        self.ask(user, "truncate", self.where(user, path), size)
+
+    @rule(user=USER, path=PATH)
+    def truncate_to_its_size(self, user: int, path: Any) -> None:
+        where = self.where(user, path)
+        code, facts = self.ask(user, "fstat", where) if isinstance(where, int) else self.ask(user, "stat", where, True)
+        if code == 0:
+            self.ask(user, "truncate", where, facts[6])
+
+    @rule(user=USER, path=PATH, follow=st.booleans(), atime=st.sampled_from(TIMES), mtime=st.sampled_from(TIMES))
+    def utimens(self, user: int, path: Any, follow: bool, atime: Any, mtime: Any) -> None:
+        self.ask(user, "utimens", self.where(user, path), follow, atime, mtime)
+
+    @rule(user=USER, mask=st.sampled_from([0, 0o022, 0o027, 0o077, 0o777]))
+    def umask(self, user: int, mask: int) -> None:
+        self.ask(user, "umask", mask)
+
+    @rule(user=USER, path=PATH, name=st.sampled_from(XATTRS), flags=st.sampled_from([0, 0, os.XATTR_CREATE, os.XATTR_REPLACE]),
+          length=st.sampled_from([0, 1, 10, 64, 300, 4096]), follow=st.booleans())  # fmt: skip
+    def setxattr(self, user: int, path: Any, name: bytes, length: int, flags: int, follow: bool) -> None:
+        self.ask(user, "setxattr", self.where(user, path), name, self.data(length), flags, follow)
+
+    @rule(user=USER, path=PATH, rights=st.sampled_from([0, 1 << 10]))
+    def setcap(self, user: int, path: Any, rights: int) -> None:
+        """File capabilities, which writing takes away."""
+        value = b"\x01\x00\x00\x02" + rights.to_bytes(4, "little") + bytes(12)
+        self.ask(user, "setxattr", self.where(user, path), b"security.capability", value, 0, True)
+
+    @rule(user=USER, path=PATH, name=st.sampled_from([*XATTRS, b"security.capability"]), size=st.sampled_from([0, 1, 10, 65536]), follow=st.booleans())
+    def getxattr(self, user: int, path: Any, name: bytes, size: int, follow: bool) -> None:
+        self.ask(user, "getxattr", self.where(user, path), name, size, follow)
+
+    @rule(user=USER, path=PATH, follow=st.booleans())
+    def listxattr(self, user: int, path: Any, follow: bool) -> None:
+        self.ask(user, "listxattr", self.where(user, path), follow)
+
+    @rule(user=USER, path=PATH, name=st.sampled_from(XATTRS), follow=st.booleans())
+    def removexattr(self, user: int, path: Any, name: bytes, follow: bool) -> None:
+        self.ask(user, "removexattr", self.where(user, path), name, follow)
+
+    # Descriptors
+
+    @rule(user=USER, pick=PICK, length=LENGTH)
+    def read(self, user: int, pick: int, length: int) -> None:
+        self.on(user, pick, "read", length + 1)  # FUSE has no request to read nothing, which would set the access time
+
+    @rule(user=USER, pick=PICK, length=LENGTH)
+    def write(self, user: int, pick: int, length: int) -> None:
+        self.on(user, pick, "write", self.data(length))
+
+    @rule(user=USER, pick=PICK, length=LENGTH, offset=FAR)
+    def pread(self, user: int, pick: int, length: int, offset: int) -> None:
+        self.on(user, pick, "pread", length + 1, offset)
+
+    @rule(user=USER, pick=PICK, length=LENGTH, offset=FAR)
+    def pwrite(self, user: int, pick: int, length: int, offset: int) -> None:
+        self.on(user, pick, "pwrite", self.data(length), offset)
+
+    @rule(user=USER, pick=PICK, length=LENGTH, offset=OFFSET, flags=st.sampled_from([os.RWF_APPEND, os.RWF_SYNC, 0x20]))
+    def pwritev2(self, user: int, pick: int, length: int, offset: int, flags: int) -> None:
+        self.on(user, pick, "pwritev2", self.data(length), offset, flags)
+
+    @rule(user=USER, pick=PICK, lengths=st.lists(LENGTH, min_size=1, max_size=4), writes=st.booleans())
+    def vector(self, user: int, pick: int, lengths: list[int], writes: bool) -> None:
+        if writes:
+            self.on(user, pick, "writev", [self.data(length) for length in lengths])
+        else:
+            self.on(user, pick, "readv", [*lengths, 1])
+
+    @rule(user=USER, pick=PICK, offset=FAR, whence=st.sampled_from([0, 0, 1, 2]))
+    def lseek(self, user: int, pick: int, offset: int, whence: int) -> None:
+        self.on(user, pick, "lseek", offset, whence)
+
+    @rule(user=USER, pick=PICK)
+    def fstat(self, user: int, pick: int) -> None:
+        self.on(user, pick, "fstat")
+
+    @rule(user=USER, pick=PICK, size=FAR)
+    def ftruncate(self, user: int, pick: int, size: int) -> None:
+        self.on(user, pick, "truncate", size)
+
+    @rule(user=USER, pick=PICK)
+    def close(self, user: int, pick: int) -> None:
+        handle = self.handle(user, pick)
+        if handle is not None:
+            self.handles[user % len(self.handles)].remove(handle)
+            self.ask(user, "close", handle)
+
+    @rule(user=USER, pick=PICK)
+    def dup(self, user: int, pick: int) -> None:
+        handle = self.handle(user, pick)
+        if handle is not None:
+            self.next += 1
+            self.ask(user, "dup", handle, self.next)
+            self.handles[user % len(self.handles)].append(self.next)
+
+    @rule(user=USER, pick=PICK, data=st.booleans())
+    def fsync(self, user: int, pick: int, data: bool) -> None:
+        self.on(user, pick, "fsync", data)
+
+    @rule(user=USER, pick=PICK, flags=st.sampled_from([0, os.O_APPEND, os.O_NOATIME, os.O_DIRECT, os.O_APPEND | os.O_NOATIME]))
+    def set_flags(self, user: int, pick: int, flags: int) -> None:
+        self.on(user, pick, "set_flags", flags | os.O_NONBLOCK)
+
+    @rule(user=USER, pick=PICK)
+    def list(self, user: int, pick: int) -> None:
+        self.on(user, pick, "list")
+
+    @rule(user=USER, pick=PICK)
+    def fchdir(self, user: int, pick: int) -> None:
+        self.on(user, pick, "fchdir")
+
+    @rule(user=USER, source=PICK, sink=PICK, count=LENGTH, here=st.none() | OFFSET, there=st.none() | OFFSET)
+    def copy(self, user: int, source: int, sink: int, count: int, here: int | None, there: int | None) -> None:
+        first, second = self.handle(user, source), self.handle(user, sink)
+        if first is not None and second is not None:
+            self.ask(user, "copy", first, second, count + 1, here, there)
+
+    @rule(user=USER, source=PICK, sink=PICK, count=LENGTH, offset=st.none() | OFFSET)
+    def sendfile(self, user: int, source: int, sink: int, count: int, offset: int | None) -> None:
+        first, second = self.handle(user, source), self.handle(user, sink)
+        if first is not None and second is not None:
+            self.ask(user, "sendfile", second, first, offset, count + 1)
+
+    def on(self, user: int, pick: int, name: str, *arguments: Any) -> None:
+        handle = self.handle(user, pick)
+        if handle is not None:
+            self.ask(user, name, handle, *arguments)
+
+    # What always holds
+
+    @rule()
+    def read_all(self) -> None:
+        self.twins.read_all()
+
+    @invariant()
+    def the_trees_are_equal(self) -> None:
+        """All names, and what lstat(2) says of them."""
+        self.paths = self.twins.look()
+
+    def teardown(self) -> None:
+        """The bytes and attributes, too."""
+        self.twins.read_all()
