@@ -200,7 +200,7 @@ class Filesystem:
             node.content.revoke()
         if changes.size is not None:
             if changes == Changes(size=node.size) and not (opened or node.allocated):
-                now = node.ctime  # truncate(2) of nothing, as on tmpfs
+                now = 0  # truncate(2) of nothing: as on tmpfs, times stay
             self._truncate(node, changes.size, caller, now)
         if changes.uid is not None or changes.gid is not None or changes == Changes():
             node.uid = node.uid if changes.uid is None else changes.uid
@@ -213,7 +213,7 @@ class Filesystem:
             node.atime = changes.atime
         if changes.mtime is not None:
             node.mtime = changes.mtime
-        node.ctime = now
+        node.ctime = now or node.ctime
         return node
 
     def statistics(self) -> Statistics:
@@ -251,6 +251,7 @@ class Filesystem:
         _, entry = self._tree.find(parent, name)
         if entry is None:
             node = self._create(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
+            flags &= ~os.O_TRUNC  # which takes set-user-ID bits away
         elif flags & os.O_EXCL:
             raise FileError(errno.EEXIST)
         else:
@@ -398,7 +399,7 @@ class Filesystem:
         if caller.uid != 0:
             drop_privileges(node)
         xattrs.drop_capabilities(node)
-        node.mtime = node.ctime = now
+        node.mtime, node.ctime = now or node.mtime, now or node.ctime
 
     def _handle(self, opened: FileHandle | DirectoryHandle) -> int:
         handle = self._next_handle

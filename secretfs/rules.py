@@ -13,8 +13,8 @@ from secretfs.nodes import Node
 __all__ = ["Caller", "Changes", "Statistics", "check_replaceable", "drop_privileges", "time_of_change", "touch"]
 
 DAY = 24 * 3600 * 10**9
-TICK = 4 * 10**6
-"""As coarse as the kernel's clock for timestamps is."""
+TICK = 10**7
+"""As coarse as the kernel's clock for timestamps may be."""
 
 
 class Caller(Protocol):

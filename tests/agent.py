@@ -16,6 +16,7 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import pickle
 import resource
@@ -23,6 +24,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -30,6 +32,7 @@ Path: TypeAlias = "bytes | tuple[int, bytes]"
 """A path, or one relative to a descriptor."""
 
 AT_FDCWD = -100
+REALTIME_COARSE = 5  # clock_gettime(2): the clock of the kernel's timestamps
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -124,7 +127,28 @@ class Agent:
         read, so that others set it too.
         """
         if ended or os.path.sameopenfile(self.fds[source], self.fds[target]):
+            written = time.clock_gettime(REALTIME_COARSE)
+            while time.clock_gettime(REALTIME_COARSE) == written:  # else a tmpfs does not know which came first
+                time.sleep(0.0005)
             os.pread(self.fds[source], 1, 0)
+
+    def splice(self, source: int, target: int, count: int, here: int | None, there: int | None) -> tuple[int, int]:
+        """Through a pipe; what does not get through is lost."""
+        reader, writer = os.pipe()
+        try:
+            taken = os.splice(self.fds[source], writer, count, here)
+            self.touch(source, target, taken < count)
+            return taken, os.splice(reader, self.fds[target], taken, None, there) if taken else 0
+        finally:
+            os.close(reader)
+            os.close(writer)
+
+    def map(self, number: int, length: int, offset: int) -> bytes:
+        """What is seen through a private mapping, which on a tmpfs sets the access time."""
+        with mmap.mmap(self.fds[number], length, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=offset) as mapped:
+            found = mapped[:]
+        self.touch(number, number, ended=True)
+        return found
 
     def fsync(self, number: int, data: bool) -> None:
         (os.fdatasync if data else os.fsync)(self.fds[number])

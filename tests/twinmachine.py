@@ -8,8 +8,8 @@ import stat
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from twins import MODE, Twins
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from twins import BLOCKS, MODE, SIZE, Twins
 
 NAMES = (b"a", b"b", b"c", b"d", b"\xff\xfe", b"long" * 63)
 ODD = (b"", b".", b"..", b"a/", b"a//b", b"a/.", b"a/..", b"a/../b", b"n" * 255, b"n" * 256, b"/", b"a" * 4096)
@@ -23,7 +23,9 @@ TIMES = ((0, 0), (1, 1), (SECOND, 999_999_999), (-1, 5), (1 << 33, 7), (0, (1 <<
 XATTRS = (b"user.a", b"user.b", b"trusted.c", b"security.d", b"user." + b"n" * 250, b"user." + b"n" * 251, b"user.",
           b"nonsense.e", b"plain", b"")  # fmt: skip
 DEVICES = {stat.S_IFCHR: (os.makedev(1, 3), os.makedev(1, 5), 0), stat.S_IFBLK: (os.makedev(7, 200),)}
-NOT_SERVED = (errno.EOPNOTSUPP, errno.ENOTTY)
+NO_FILE = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENODEV, errno.ESPIPE)
+"""What a descriptor gets that does not allow it, or is of no regular file."""
+PAGE = 4096
 
 USER = st.integers(0, 3)
 PICK = st.integers(0, 999)
@@ -214,7 +216,7 @@ class TwinMachine(RuleBasedStateMachine):
         where = self.where(user, path)
         code, facts = self.ask(user, "fstat", where) if isinstance(where, int) else self.ask(user, "stat", where, True)
         if code == 0:
-            self.ask(user, "truncate", where, facts[6])
+            self.ask(user, "truncate", where, facts[SIZE])
 
     @rule(user=USER, path=PATH, follow=st.booleans(), atime=st.sampled_from(TIMES), mtime=st.sampled_from(TIMES))
     def utimens(self, user: int, path: Any, follow: bool, atime: Any, mtime: Any) -> None:
@@ -330,6 +332,66 @@ class TwinMachine(RuleBasedStateMachine):
         first, second = self.handle(user, source), self.handle(user, sink)
         if first is not None and second is not None:
             self.ask(user, "sendfile", second, first, offset, count + 1)
+
+    @rule(user=USER, source=PICK, sink=PICK, count=LENGTH, here=st.none() | OFFSET, there=st.none() | OFFSET)
+    def splice(self, user: int, source: int, sink: int, count: int, here: int | None, there: int | None) -> None:
+        first, second = self.handle(user, source), self.handle(user, sink)
+        if first is not None and second is not None:
+            self.ask(user, "splice", first, second, count + 1, here, there)
+
+    @rule(user=USER, pick=PICK, length=LENGTH, page=st.integers(0, 5))
+    def map(self, user: int, pick: int, length: int, page: int) -> None:
+        """What was written is seen through a private mapping."""
+        handle = self.handle(user, pick)
+        if handle is None:
+            return
+        code, facts = self.ask(user, "fstat", handle)
+        if code or not stat.S_ISREG(facts[MODE]) or facts[BLOCKS] * 512 < facts[SIZE]:
+            return  # a tmpfs fills holes when they are looked at
+        left = facts[SIZE] - page * PAGE
+        if left > 0:  # beyond the end is SIGBUS
+            self.ask(user, "map", handle, min(length + 1, left), page * PAGE)
+
+    @rule(user=USER, size=st.sampled_from([0, 100, 4096, 10_000, 1 << 30]))
+    def limit_size(self, user: int, size: int) -> None:
+        """RLIMIT_FSIZE: then EFBIG."""
+        self.ask(user, "limit_size", size)
+
+    # What a secretfs does not serve: docs/differences.md. It must fail, and change nothing.
+
+    @rule(user=USER, pick=PICK, mode=st.sampled_from([0, 1, 3, 0x10, 0x11, 8, 0x20]), offset=OFFSET, length=LENGTH)
+    def fallocate(self, user: int, pick: int, mode: int, offset: int, length: int) -> None:
+        self.refused(user, pick, (errno.EOPNOTSUPP, *NO_FILE, errno.EFBIG), "fallocate", mode, offset, length + 1)
+
+    @rule(user=USER, pick=PICK)
+    def ioctl(self, user: int, pick: int) -> None:
+        """FS_IOC_GETFLAGS."""
+        self.refused(user, pick, (errno.ENOTTY, *NO_FILE), "ioctl", 0x80086601)
+
+    @rule(user=USER, path=PATH)
+    def tmpfile(self, user: int, path: Any) -> None:
+        _, actual = self.twins.pairs[user % len(self.twins.pairs)]
+        code, _ = actual.ask("open", 0, self.name(path, user), os.O_TMPFILE | os.O_RDWR, 0o600)
+        assert code in (errno.EOPNOTSUPP, errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+    @rule(user=USER, pick=PICK, whence=st.sampled_from([os.SEEK_DATA, os.SEEK_HOLE]), offset=OFFSET)
+    def seek(self, user: int, pick: int, whence: int, offset: int) -> None:
+        """All is data up to the end, where the hole is."""
+        handle = self.handle(user, pick)
+        code, facts = self.ask(user, "fstat", handle) if handle is not None else (-1, None)
+        if code == 0 and stat.S_ISREG(facts[MODE]) and self.ask(user, "lseek", handle, 0, 0)[0] == 0:
+            _, actual = self.twins.pairs[user % len(self.twins.pairs)]
+            there = (0, offset if whence == os.SEEK_DATA else facts[SIZE])
+            found = actual.ask("lseek", handle, offset, whence)
+            assert found == (there if offset < facts[SIZE] else (errno.ENXIO, None)), found
+            self.ask(user, "lseek", handle, 0, 0)
+
+    def refused(self, user: int, pick: int, codes: tuple[int, ...], name: str, *arguments: Any) -> None:
+        handle = self.handle(user, pick)
+        if handle is not None:
+            _, actual = self.twins.pairs[user % len(self.twins.pairs)]
+            code, _ = actual.ask(name, handle, *arguments)
+            assert code in codes, errno.errorcode.get(code, code)
 
     def on(self, user: int, pick: int, name: str, *arguments: Any) -> None:
         handle = self.handle(user, pick)
