@@ -21,7 +21,8 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 
-from secretfs import xattrs
+from secretfs import attributes, xattrs
+from secretfs.attributes import LARGEST_FILE
 from secretfs.content import Space
 from secretfs.errors import FileError
 from secretfs.heap import Heap
@@ -29,12 +30,11 @@ from secretfs.interface import Backend
 from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
 from secretfs.pages import PagePool
 from secretfs.plaintext import Plaintext
-from secretfs.rules import Caller, Changes, Statistics, check_replaceable, drop_privileges, time_of_change, touch
+from secretfs.rules import Caller, Changes, Statistics, check_replaceable, drop_privileges, touch
 
 __all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-LARGEST_FILE = (1 << 63) - 1
 LINK_MAX = 4095
 
 
@@ -194,27 +194,7 @@ class Filesystem:
 
         `opened`: it is ftruncate(2), which always sets the times.
         """
-        node = self._tree.get(ino)
-        now = time_of_change(changes.mtime)
-        if node.content is not None:
-            node.content.revoke()
-        if changes.size is not None:
-            if changes == Changes(size=node.size) and not (opened or node.allocated):
-                now = 0  # truncate(2) of nothing: as on tmpfs, times stay
-            self._truncate(node, changes.size, caller, now)
-        if changes.uid is not None or changes.gid is not None or changes == Changes():
-            node.uid = node.uid if changes.uid is None else changes.uid
-            node.gid = node.gid if changes.gid is None else changes.gid
-            drop_privileges(node)
-            xattrs.drop_capabilities(node)
-        if changes.mode is not None:
-            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(changes.mode)
-        if changes.atime is not None:
-            node.atime = changes.atime
-        if changes.mtime is not None:
-            node.mtime = changes.mtime
-        node.ctime = now or node.ctime
-        return node
+        return attributes.change(self._tree.get(ino), changes, caller, opened=opened)
 
     def statistics(self) -> Statistics:
         """How full it is."""
@@ -264,7 +244,7 @@ class Filesystem:
         node = self._tree.get(ino)
         self._decide_open(node, flags, caller)
         if flags & os.O_TRUNC:
-            self._truncate(node, 0, caller, time.time_ns())
+            attributes.truncate(node, 0, caller, time.time_ns())
         node.opens += 1
         return self._handle(FileHandle(node))
 
@@ -389,17 +369,6 @@ class Filesystem:
             raise FileError(errno.EINVAL)
         if entry.value is not target.value:
             self._tree.exchange(old, entry, new, target, now)
-
-    def _truncate(self, node: Node, size: int, caller: Caller, now: int) -> None:
-        if node.content is None:
-            raise FileError(errno.EISDIR if node.is_dir() else errno.EINVAL)
-        if not 0 <= size <= LARGEST_FILE:
-            raise FileError(errno.EINVAL if size < 0 else errno.EFBIG)
-        node.content.truncate(size)
-        if caller.uid != 0:
-            drop_privileges(node)
-        xattrs.drop_capabilities(node)
-        node.mtime, node.ctime = now or node.mtime, now or node.ctime
 
     def _handle(self, opened: FileHandle | DirectoryHandle) -> int:
         handle = self._next_handle

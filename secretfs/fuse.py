@@ -395,11 +395,6 @@ def _entry(node: Node) -> EntryAttributes:
     return entry
 
 
-def _nothing() -> EntryAttributes:
-    """The answer that there is no such name, which the kernel may remember until the name is created."""
-    entry = EntryAttributes()
-    entry.st_ino = 0
-    return entry
-
-
-_NOTHING = _nothing()
+_NOTHING = EntryAttributes()
+"""The answer that there is no such name, which the kernel may remember until the name is created."""
+_NOTHING.st_ino = 0

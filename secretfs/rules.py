@@ -10,11 +10,9 @@ from typing import NamedTuple, Protocol
 from secretfs.errors import FileError
 from secretfs.nodes import Node
 
-__all__ = ["Caller", "Changes", "Statistics", "check_replaceable", "drop_privileges", "time_of_change", "touch"]
+__all__ = ["Caller", "Changes", "Statistics", "check_replaceable", "drop_privileges", "touch"]
 
 DAY = 24 * 3600 * 10**9
-TICK = 10**7
-"""As coarse as the kernel's clock for timestamps may be."""
 
 
 class Caller(Protocol):
@@ -70,12 +68,6 @@ def drop_privileges(node: Node) -> None:
         node.mode &= ~stat.S_ISUID
         if node.mode & stat.S_IXGRP:
             node.mode &= ~stat.S_ISGID
-
-
-def time_of_change(mtime: int | None) -> int:
-    """The time of a change that sets `mtime`: the same if that is now, for then somebody asked for the present time."""
-    now = time.time_ns()
-    return mtime if mtime is not None and now - TICK < mtime <= now else now
 
 
 def touch(node: Node) -> None:

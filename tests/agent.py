@@ -118,9 +118,15 @@ class Agent:
         return done
 
     def sendfile(self, target: int, source: int, offset: int | None, count: int) -> int:
+        self.refuse_one_file(source, target)
         done = os.sendfile(self.fds[target], self.fds[source], offset, count)
         self.touch(source, target, done < count)
         return done
+
+    def refuse_one_file(self, source: int, target: int) -> None:
+        """What is in a pipe on a tmpfs are the file's own pages: they change when it is written."""
+        if os.path.sameopenfile(self.fds[source], self.fds[target]):
+            raise OSError(errno.EINVAL, "one file")
 
     def touch(self, source: int, target: int, ended: bool) -> None:
         """On a tmpfs the access time is set anew where the end of the file was met, and after copying within one file:
@@ -134,6 +140,7 @@ class Agent:
 
     def splice(self, source: int, target: int, count: int, here: int | None, there: int | None) -> tuple[int, int]:
         """Through a pipe; what does not get through is lost."""
+        self.refuse_one_file(source, target)
         reader, writer = os.pipe()
         try:
             taken = os.splice(self.fds[source], writer, count, here)

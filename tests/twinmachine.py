@@ -280,7 +280,10 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(user=USER, pick=PICK, offset=FAR, whence=st.sampled_from([0, 0, 1, 2]))
     def lseek(self, user: int, pick: int, offset: int, whence: int) -> None:
-        self.on(user, pick, "lseek", offset, whence)
+        handle = self.handle(user, pick)
+        code, facts = self.ask(user, "fstat", handle) if handle is not None else (-1, None)
+        if code == 0 and not (whence == os.SEEK_END and stat.S_ISDIR(facts[MODE])):  # a tmpfs refuses that
+            self.ask(user, "lseek", handle, offset, whence)
 
     @rule(user=USER, pick=PICK)
     def fstat(self, user: int, pick: int) -> None:
