@@ -246,7 +246,7 @@ class Filesystem:
         if flags & os.O_TRUNC:
             attributes.truncate(node, 0, caller, time.time_ns())
         node.opens += 1
-        return self._handle(FileHandle(node))
+        return self._handle(FileHandle(node, flags))
 
     def opened(self, handle: int) -> FileHandle:
         """The open file with that handle; EBADF where there is none."""
@@ -269,11 +269,13 @@ class Filesystem:
     def write(self, handle: int, offset: int, data: memoryview, *, privileged: bool = False) -> int:
         """Write `data` and return how many bytes were taken: fewer only where space ended in the middle.
 
-        The kernel knows the offset also where a file is written at its end (O_APPEND, which fcntl(2) may change).
         `privileged`: set-user-ID and set-group-ID bits stay.
         """
-        node = self.opened(handle).node
+        file = self.opened(handle)
+        node = file.node
         assert node.content is not None
+        if file.flags & os.O_APPEND:
+            offset = node.content.size
         if offset + len(data) > LARGEST_FILE:
             raise FileError(errno.EFBIG)
         taken = node.content.write(offset, data)
