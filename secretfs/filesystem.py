@@ -272,7 +272,6 @@ class Filesystem:
     def write(self, handle: int, offset: int, data: memoryview, *, privileged: bool = False) -> int:
         """Write `data` and return how many bytes were taken: fewer only where space ended in the middle.
 
-        The kernel knows the offset also where a file is written at its end (O_APPEND, which fcntl(2) may change).
         `privileged`: set-user-ID and set-group-ID bits stay.
         """
         node = self.opened(handle).node

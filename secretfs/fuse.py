@@ -115,8 +115,7 @@ class InodeQueue:
 class Operations(pyfuse3.Operations):
     """The request handlers of one mount.
 
-    A file is never opened with O_APPEND here: the kernel knows where the file ends, sends appending writes with that
-    offset, and fcntl(2) may turn the flag on and off later, of which nothing is heard here.
+    O_APPEND is the kernel's: it sends such writes with the right offset, and fcntl(2) can turn it on and off later.
 
     flush, fsync and fsyncdir are not among them: nothing is buffered and there is no disk. The kernel is told so once
     (ENOSYS, from pyfuse3's own class), answers them itself from then on, and saves a request for every close(2).
@@ -302,7 +301,8 @@ class Operations(pyfuse3.Operations):
     @_request(consumes=True)
     def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._filesystem.opened(fh)
-        taken = self._filesystem.write(fh, off, memoryview(buf), privileged=self._keeps_privileges())
+        privileged = not self._cached and self._shim is not None and self._shim.keeps_privileges()
+        taken = self._filesystem.write(fh, off, memoryview(buf), privileged=privileged)
         if file.in_use:  # most new files are written once and closed
             self._publish(fh)
         file.in_use = True
@@ -331,10 +331,6 @@ class Operations(pyfuse3.Operations):
     def _touches(self) -> bool:
         """Whether the read in hand may set the access time."""
         return self._shim is None or not self._shim.leaves_atime()
-
-    def _keeps_privileges(self) -> bool:
-        """Whether the write in hand does; through the page cache the kernel does not say who writes."""
-        return not self._cached and self._shim is not None and self._shim.keeps_privileges()
 
     def _publish(self, handle: int) -> None:
         """Let the shim answer further reads and writes of this file."""

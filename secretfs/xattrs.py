@@ -14,7 +14,17 @@ from secretfs.names import Names
 from secretfs.nodes import Attribute, Node
 from secretfs.plaintext import Plaintext
 
-__all__ = ["LARGEST", "drop_capabilities", "get_value", "has_capabilities", "join_names", "list_names", "read_all", "remove", "set_value"]
+__all__ = [
+    "LARGEST",
+    "drop_capabilities",
+    "get_value",
+    "has_capabilities",
+    "join_names",
+    "list_names",
+    "read_all",
+    "remove",
+    "set_value",
+]
 
 LARGEST = 65536
 """The longest value in bytes (XATTR_SIZE_MAX, xattr(7))."""
@@ -108,7 +118,7 @@ def has_capabilities(node: Node) -> bool:
 
 
 def drop_capabilities(node: Node) -> None:
-    """Take the capabilities from a file that changed, whoever did that; the kernel leaves it to us, as the mode bits."""
+    """Take the capabilities from a file that changed, whoever did that: the kernel leaves it to us."""
     if has_capabilities(node) and not node.is_dir():
         remove(node, CAPABILITIES)
 

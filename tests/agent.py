@@ -25,7 +25,6 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 Path: TypeAlias = "bytes | tuple[int, bytes]"

@@ -1,4 +1,4 @@
-"""A state machine that makes random system calls in two trees at once: `twins.py` demands the same answers."""
+"""The random system calls that are made in two trees at once."""
 
 from __future__ import annotations
 
@@ -8,101 +8,29 @@ import stat
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from twins import BLOCKS, MODE, SIZE, Twins
-
-NAMES = (b"a", b"b", b"c", b"d", b"\xff\xfe", b"long" * 63)
-ODD = (b"", b".", b"..", b"a/", b"a//b", b"a/.", b"a/..", b"a/../b", b"n" * 255, b"n" * 256, b"/", b"a" * 4096)
-MODES = (0o644, 0o755, 0o777, 0o666, 0o600, 0o700, 0o000, 0o444, 0o222, 0o111, 0o1777, 0o2777, 0o4755, 0o6777, 0o2644,
-         0o2755, 0o4777, 0o7777, 0o3777, 0o50, 0o5)  # fmt: skip
-FLAGS = (os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_NOFOLLOW, os.O_DIRECTORY, os.O_PATH, os.O_NOATIME,
-         os.O_SYNC, os.O_DIRECT)  # fmt: skip
-SECOND = 10**9
-TIMES = ((0, 0), (1, 1), (SECOND, 999_999_999), (-1, 5), (1 << 33, 7), (0, (1 << 30) - 1), (0, (1 << 30) - 2), (0, SECOND))
-"""Seconds and nanoseconds; the last but two mean UTIME_NOW and UTIME_OMIT, the last is not allowed."""
-XATTRS = (b"user.a", b"user.b", b"trusted.c", b"security.d", b"user." + b"n" * 250, b"user." + b"n" * 251, b"user.",
-          b"nonsense.e", b"plain", b"")  # fmt: skip
-DEVICES = {stat.S_IFCHR: (os.makedev(1, 3), os.makedev(1, 5), 0), stat.S_IFBLK: (os.makedev(7, 200),)}
-NO_FILE = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENODEV, errno.ESPIPE)
-"""What a descriptor gets that does not allow it, or is of no regular file."""
-PAGE = 4096
-
-USER = st.integers(0, 3)
-PICK = st.integers(0, 999)
-PATH = st.tuples(st.integers(0, 19), PICK, PICK)
-OFFSET = st.one_of(st.sampled_from([0, 1, 63, 64, 100, 4095, 4096, 4097, 8192, 12288]), st.integers(0, 70_000))
-FAR = st.one_of(OFFSET, OFFSET, st.sampled_from([-1, 1 << 20, (1 << 31) - 1, 1 << 32, 1 << 40, (1 << 63) - 1, (1 << 63) - 4096]))
-LENGTH = st.one_of(st.sampled_from([0, 1, 10, 64, 100, 4095, 4096, 4097, 8192]), st.integers(0, 30_000))
-FLAG_SET = st.lists(st.sampled_from(FLAGS), max_size=3).map(lambda flags: sum(set(flags)))
+from hypothesis.stateful import initialize, rule
+from twinbase import (
+    DEVICES,
+    FAR,
+    FLAG_SET,
+    KINDS,
+    LENGTH,
+    MODES,
+    NO_FILE,
+    OFFSET,
+    PAGE,
+    PATH,
+    PICK,
+    TIMES,
+    USER,
+    XATTRS,
+    TwinBase,
+)
+from twins import BLOCKS, MODE, SIZE
 
 
-class TwinMachine(RuleBasedStateMachine):
-    """Two trees; for each user the descriptors that are open."""
-
-    def __init__(self, twins: Twins, *, roots: bool = True) -> None:
-        """With `twins` that are started; `roots`: user 0 is root and the trees are all that there is."""
-        super().__init__()
-        self.twins = twins
-        self.roots = roots
-        self.handles: list[list[int]] = [[] for _ in twins.pairs]
-        self.next = 0
-        self.tag = 0
-        self.paths: dict[bytes, tuple[int, ...]] = {}
-        twins.restart()
-        self.paths = twins.look()
-
-    def ask(self, user: int, name: str, *arguments: Any) -> tuple[int, Any]:
-        return self.twins.ask(user % len(self.twins.pairs), name, *arguments)
-
-    # What rules work on
-
-    def path(self, drawn: tuple[int, int, int], user: int) -> bytes | tuple[int, bytes]:
-        """Mostly a name that is there, often a new one in a directory that is there, sometimes something odd."""
-        way, pick, extra = drawn
-        paths = list(self.paths)
-        existing = paths[pick % len(paths)]
-        if way == 0:
-            return ODD[extra % len(ODD)]
-        if way == 1:
-            return self.absolute(existing) + (b"/", b"/.", b"/..", b"//" + NAMES[0])[extra % 4]
-        if way == 2:
-            return NAMES[extra % len(NAMES)]
-        if way == 3 and (handle := self.handle(user, pick)) is not None:
-            return handle, NAMES[extra % len(NAMES)]
-        if way < 12:
-            return self.absolute(existing)
-        folders = [path for path, facts in self.paths.items() if not stat.S_ISREG(facts[MODE])]
-        return self.absolute(os.path.join(folders[pick % len(folders)], NAMES[extra % len(NAMES)]))
-
-    def absolute(self, path: bytes) -> bytes:
-        return path[1:] or b"/"  # "./a" is "/a"
-
-    def name(self, drawn: tuple[int, int, int], user: int) -> bytes:
-        """A path for calls that take no descriptor of a directory."""
-        path = self.path(drawn, user)
-        return path if isinstance(path, bytes) else path[1]
-
-    def handle(self, user: int, pick: int) -> int | None:
-        open_ones = self.handles[user % len(self.handles)]
-        return open_ones[pick % len(open_ones)] if open_ones else None
-
-    def where(self, user: int, drawn: tuple[int, int, int]) -> int | bytes:
-        """A descriptor or a path."""
-        handle = self.handle(user, drawn[1]) if drawn[2] % 3 == 0 else None
-        return self.name(drawn, user) if handle is None else handle
-
-    def data(self, length: int) -> bytes:
-        self.tag = self.tag % 255 + 1
-        return bytes([self.tag]) * length
-
-    def opened(self, user: int, name: str, *arguments: Any) -> int | None:
-        """A call that makes a descriptor."""
-        self.next += 1
-        code, _ = self.ask(user, name, *arguments[:1], self.next, *arguments[1:])
-        if code == 0:
-            self.handles[user % len(self.handles)].append(self.next)
-            return self.next
-        return None
+class TwinMachine(TwinBase):
+    """One rule for each call."""
 
     # Names
 
@@ -116,11 +44,6 @@ class TwinMachine(RuleBasedStateMachine):
         self.ask(0, "symlink", b"../c", b"/a/d")
         self.ask(2, "symlink", b"/a", b"/d")
         self.paths = self.twins.look()
-
-    def opened_file(self, user: int, name: bytes) -> None:
-        self.next += 1
-        self.ask(user, "open", self.next, name, os.O_CREAT | os.O_RDWR, 0o666)
-        self.handles[user % len(self.handles)].append(self.next)
 
     @rule(user=USER, path=PATH, access=st.sampled_from([0, 1, 2, 2, 2, 3]), flags=FLAG_SET, mode=st.sampled_from(MODES))
     def open(self, user: int, path: Any, access: int, flags: int, mode: int) -> None:
@@ -165,7 +88,7 @@ class TwinMachine(RuleBasedStateMachine):
         self.ask(user, "readlink", self.path(path, user))
 
     @rule(user=USER, path=PATH, pick=PICK, mode=st.sampled_from(MODES),
-          kind=st.sampled_from([stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFREG, 0, stat.S_IFDIR]))  # fmt: skip
+          kind=st.sampled_from(KINDS))  # fmt: skip
     def mknod(self, user: int, path: Any, kind: int, pick: int, mode: int) -> None:
         devices = DEVICES.get(kind, (0, 5))
         self.ask(user, "mknod", self.path(path, user), kind | mode, devices[pick % len(devices)])
@@ -226,8 +149,8 @@ class TwinMachine(RuleBasedStateMachine):
     def umask(self, user: int, mask: int) -> None:
         self.ask(user, "umask", mask)
 
-    @rule(user=USER, path=PATH, name=st.sampled_from(XATTRS), flags=st.sampled_from([0, 0, os.XATTR_CREATE, os.XATTR_REPLACE]),
-          length=st.sampled_from([0, 1, 10, 64, 300, 4096]), follow=st.booleans())  # fmt: skip
+    @rule(user=USER, path=PATH, name=st.sampled_from(XATTRS), length=st.sampled_from([0, 1, 10, 64, 300, 4096]),
+          flags=st.sampled_from([0, 0, os.XATTR_CREATE, os.XATTR_REPLACE]), follow=st.booleans())  # fmt: skip
     def setxattr(self, user: int, path: Any, name: bytes, length: int, flags: int, follow: bool) -> None:
         self.ask(user, "setxattr", self.where(user, path), name, self.data(length), flags, follow)
 
@@ -237,7 +160,13 @@ class TwinMachine(RuleBasedStateMachine):
         value = b"\x01\x00\x00\x02" + rights.to_bytes(4, "little") + bytes(12)
         self.ask(user, "setxattr", self.where(user, path), b"security.capability", value, 0, True)
 
-    @rule(user=USER, path=PATH, name=st.sampled_from([*XATTRS, b"security.capability"]), size=st.sampled_from([0, 1, 10, 65536]), follow=st.booleans())
+    @rule(
+        user=USER,
+        path=PATH,
+        name=st.sampled_from([*XATTRS, b"security.capability"]),
+        size=st.sampled_from([0, 1, 10, 65536]),
+        follow=st.booleans(),
+    )
     def getxattr(self, user: int, path: Any, name: bytes, size: int, follow: bool) -> None:
         self.ask(user, "getxattr", self.where(user, path), name, size, follow)
 
@@ -312,7 +241,11 @@ class TwinMachine(RuleBasedStateMachine):
     def fsync(self, user: int, pick: int, data: bool) -> None:
         self.on(user, pick, "fsync", data)
 
-    @rule(user=USER, pick=PICK, flags=st.sampled_from([0, os.O_APPEND, os.O_NOATIME, os.O_DIRECT, os.O_APPEND | os.O_NOATIME]))
+    @rule(
+        user=USER,
+        pick=PICK,
+        flags=st.sampled_from([0, os.O_APPEND, os.O_NOATIME, os.O_DIRECT, os.O_APPEND | os.O_NOATIME]),
+    )
     def set_flags(self, user: int, pick: int, flags: int) -> None:
         self.on(user, pick, "set_flags", flags | os.O_NONBLOCK)
 
@@ -389,29 +322,6 @@ class TwinMachine(RuleBasedStateMachine):
             assert found == (there if offset < facts[SIZE] else (errno.ENXIO, None)), found
             self.ask(user, "lseek", handle, 0, 0)
 
-    def refused(self, user: int, pick: int, codes: tuple[int, ...], name: str, *arguments: Any) -> None:
-        handle = self.handle(user, pick)
-        if handle is not None:
-            _, actual = self.twins.pairs[user % len(self.twins.pairs)]
-            code, _ = actual.ask(name, handle, *arguments)
-            assert code in codes, errno.errorcode.get(code, code)
-
-    def on(self, user: int, pick: int, name: str, *arguments: Any) -> None:
-        handle = self.handle(user, pick)
-        if handle is not None:
-            self.ask(user, name, handle, *arguments)
-
-    # What always holds
-
     @rule()
     def read_all(self) -> None:
-        self.twins.read_all()
-
-    @invariant()
-    def the_trees_are_equal(self) -> None:
-        """All names, and what lstat(2) says of them."""
-        self.paths = self.twins.look()
-
-    def teardown(self) -> None:
-        """The bytes and attributes, too."""
         self.twins.read_all()

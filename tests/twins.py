@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import pickle
 import stat
 import subprocess
@@ -17,8 +16,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from mounts import ROOT
 
 AGENT = Path(__file__).with_name("agent.py")
 USERS = ((0, 0, ()), (1001, 1001, (2001,)), (1002, 1002, (2001, 2002)), (65534, 65534, ()))
@@ -82,8 +79,14 @@ class Steps:
 class Twins:
     """A pair of agents per user, one in each tree, and a pair that looks on."""
 
-    def __init__(self, expected: Path, actual: Path, users: Sequence[tuple[int, int, Sequence[int]]] = USERS,
-                 *, atimes: bool = True) -> None:
+    def __init__(
+        self,
+        expected: Path,
+        actual: Path,
+        users: Sequence[tuple[int, int, Sequence[int]]] = USERS,
+        *,
+        atimes: bool = True,
+    ) -> None:
         """Start them. `atimes`: compare the access times of regular files, which the page cache does not keep."""
         self._atimes = atimes
         self.steps = Steps()
@@ -111,6 +114,8 @@ class Twins:
         assert self.both(self.observers, "clear")[0] == (0, None)
         for pair in self.pairs:
             assert self.both(pair, "restart")[0] == (0, None)
+        used, files = self.used()
+        assert (used, files) == (0, 0), "empty, and df says that it is not"
 
     @staticmethod
     def both(pair: tuple[Agent, Agent], name: str, *arguments: Any) -> tuple[Any, Any]:
@@ -139,6 +144,13 @@ class Twins:
         if trees[0] != trees[1]:
             raise Difference("\n".join(differing(*trees)))
         return {path: facts for path, facts, _ in answers[0][1]}
+
+    def used(self) -> tuple[int, int]:
+        """What df and df -i say is used of the second tree: blocks and inodes."""
+        code, full = self.observers[1].ask("statvfs", b".")
+        assert code == 0
+        _, _, files, files_free, blocks, blocks_free = full
+        return blocks - blocks_free, files - files_free
 
     def read_all(self) -> None:
         """Compare the bytes and the extended attributes of everything."""

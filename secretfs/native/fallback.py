@@ -207,7 +207,9 @@ class Fallback:
             # One that does not come from a program names no lock owner (see shim.c).
             self._page_cache_read = not _u32.from_address(request + _READ_FLAGS_AT).value & _LOCKOWNER
         elif opcode.value == _WRITE and size >= _WRITE_SIZE:
-            self._keeps_privileges = not _u32.from_address(request + _WRITE_FLAGS_AT).value & (_WRITE_CACHE | _KILL_SUIDGID)
+            self._keeps_privileges = not _u32.from_address(request + _WRITE_FLAGS_AT).value & (
+                _WRITE_CACHE | _KILL_SUIDGID
+            )
         elif opcode.value == _SETXATTR and size >= _SETXATTR_FLAGS_AT + 4:
             flags = _u32.from_address(request + _SETXATTR_FLAGS_AT)
             self._xattr_flags, flags.value = flags.value, 0
