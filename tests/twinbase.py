@@ -129,12 +129,11 @@ class TwinBase(RuleBasedStateMachine):
 
     @invariant()
     def the_trees_are_equal(self) -> None:
-        """All names, and what lstat(2) says of them."""
-        self.paths = self.twins.look()
+        """All names, and what lstat(2) says of them.
 
-    @invariant()
-    def df_is_right(self) -> None:
-        """df -i counts each inode once, and those that are open without a name; df no more than what there is."""
+        df -i counts each inode once, and those that are open without a name; df no more than what there is.
+        """
+        self.paths = self.twins.look()
         named = {facts[INO]: facts[BLOCKS] for facts in self.paths.values()}
         nameless = sum(map(len, self.handles))
         used, files = self.twins.used()
