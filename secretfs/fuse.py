@@ -116,7 +116,6 @@ class Operations(pyfuse3.Operations):
     """The request handlers of one mount.
 
     O_APPEND is the kernel's: it sends such writes with the right offset, and fcntl(2) can turn it on and off later.
-
     flush, fsync and fsyncdir are not among them: nothing is buffered and there is no disk. The kernel is told so once
     (ENOSYS, from pyfuse3's own class), answers them itself from then on, and saves a request for every close(2).
     """

@@ -36,7 +36,9 @@ ENTRY_POINTS = "secretfs.backends"
 VARIABLE = "SECRETFS_BACKEND"
 PREFERENCE = ("kernel", "emulator")
 _INSTALL = "install memfd-secretfs again; `secretfs backends` lists what is installed"
-_BEST = Guarantees(**{name: name != "device_io" for name in Guarantees.names()})
+_OF_NO_PAGES = ("cache_flushed", "enciphered_at_rest", "device_io")
+"""Guarantees that the kernel's pages do not give: what is asked for of each secret, and a convenience."""
+_BEST = Guarantees(**{name: name not in _OF_NO_PAGES for name in Guarantees.names()})
 """What is given up where there is no preferred backend to compare with: everything that protects."""
 
 
