@@ -92,7 +92,7 @@ class Twins:
         self.steps = Steps()
         self._numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self.pairs = [(Agent(expected, *user), Agent(actual, *user)) for user in users]
-        self.observers = Agent(expected, *users[0]), Agent(actual, *users[0])
+        self.observers = Agent(expected, *USERS[0]), Agent(actual, *USERS[0])
 
     def close(self) -> None:
         for pair in (*self.pairs, self.observers):
