@@ -186,6 +186,8 @@ static void report(void)
 	int fd, length;
 
 	memory_totals(&totals);
+	if (!totals.locked && !atomic_load(&secretfs_fallbacks) && !atomic_load(&secretfs_unreached))
+		return; /* a program that has no use for it */
 	length = snprintf(text, sizeof text,
 			  "{\"version\": 1, \"pid\": %d, \"program\": \"%s\", \"backend\": \"%s\", \"locked\": %zu, "
 			  "\"used\": %zu, \"fallbacks\": %lu, \"openssl\": %s, \"libsodium\": %s, \"gcrypt\": %s, "

@@ -164,7 +164,8 @@ int fclose(FILE *stream)
 
 	if (!real)
 		real = (int (*)(FILE *))next_function("fclose");
-	if (stream->_IO_buf_base && stream->_IO_buf_end > stream->_IO_buf_base && !fflush(stream))
+	/* glibc maps what was opened with "m" read-only (_IO_FLAGS2_MMAP, libio.h) */
+	if (!(stream->_flags2 & 1) && stream->_IO_buf_base && stream->_IO_buf_end > stream->_IO_buf_base && !fflush(stream))
 		explicit_bzero(stream->_IO_buf_base, (size_t)(stream->_IO_buf_end - stream->_IO_buf_base));
 	return real(stream);
 }

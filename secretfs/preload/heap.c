@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CLASSES 37 /* 16, 32, … 128, then four to each doubling, up to 16 KiB, and 20, 24, 28 and 32 KiB */
+#define CLASSES 40 /* 16, 32, … 128, then four to each doubling: 160, 192, 224, 256, … 32768 */
 #define LARGEST 32768
 #define KEPT 16 /* pieces of a class that a thread keeps */
 #define KEPT_BYTES 16384
