@@ -40,11 +40,25 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+PRELOAD = ["api", "config", "files", "heap", "lock", "memory", "openssl", "toolkits"]
+
+
 def extensions() -> list[Extension]:
-    libraries = pkg_config("--libs") if NATIVE != "off" else []
-    if not libraries:
+    if NATIVE == "off":
         return []
+    preload = Extension(
+        "secretfs.preload.libsecretfs-preload",
+        [f"secretfs/preload/{name}.c" for name in PRELOAD],
+        depends=[f"secretfs/preload/{name}.h" for name in ("config", "heap", "memory", "secretfs", "toolkits")],
+        extra_compile_args=STRICT,
+        extra_link_args=[*HARDENED, "-ldl", "-lpthread"],
+        optional=NATIVE != "require",
+    )
+    libraries = pkg_config("--libs")
+    if not libraries:
+        return [preload]
     return [
+        preload,
         Extension(
             "secretfs.native.libsecretfs-shim",
             [f"secretfs/native/{name}.c" for name in ("shim", "fast", "registers", "rewrite")],
@@ -52,7 +66,7 @@ def extensions() -> list[Extension]:
             extra_compile_args=STRICT + pkg_config("--cflags"),
             extra_link_args=HARDENED + libraries,
             optional=NATIVE != "require",
-        )
+        ),
     ]
 
 

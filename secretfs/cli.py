@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from secretfs import commands
+from secretfs import commands, preload
 from secretfs.console import complain, discard_output, open_streams
 from secretfs.errors import SecretFSError, UsageError
 from secretfs.sizes import parse_mode, parse_size
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     open_streams()
     try:
+        if words[:1] == ["preload"]:  # its words are for another program, and no parser of ours may read them
+            return _preload(words[1:])
         foreign = _foreign_command(words)
         if foreign is not None:
             return foreign(words[1:])
@@ -101,6 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
         commands.install_mount_helper,
         "make `mount -t fuse.secretfs` and fstab work (root)",
     )
+    about = "start a program with its keys' memory in secret memory"
+    every.add_parser("preload", help=about, parents=[preload.command_line(add_help=False)])  # run by main() itself
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
     return parser
@@ -195,6 +199,14 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _preload(words: list[str]) -> int:
+    try:
+        return preload.main(words)
+    except UsageError as error:
+        complain(error)
+        return preload.FAILED
+
+
 def _foreign_command(words: list[str]) -> Callable[[list[str]], int] | None:
     """The `main` of a command that another distribution brings, if the first word names one and none of ours does."""
     if not words or words[0].startswith("-") or words[0] in OURS:
@@ -207,4 +219,4 @@ def _foreign_command(words: list[str]) -> Callable[[list[str]], int] | None:
     return None
 
 
-OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion")
+OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion", "preload")

@@ -11,7 +11,8 @@ from typing import Any
 from secretfs import registry
 from secretfs.console import note, warn
 from secretfs.errors import MountError, MountpointError, NotMounted, SecretFSError, UsageError
-from secretfs.native import preload_state, shim_state
+from secretfs.native import shim_state
+from secretfs.preload import state as preload_state
 from secretfs.sizes import human_size
 
 __all__ = ["backends", "completion", "install_mount_helper", "mount", "mount_and_warn", "status", "umount", "version"]
