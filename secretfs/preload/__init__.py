@@ -7,7 +7,6 @@ started, sets the environment that it reads, and becomes the command.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import mmap
 import os
 import shlex
@@ -136,15 +135,20 @@ def _inspect(program: str) -> None:
             f"{program!r} is set-user-ID or set-group-ID: the dynamic linker preloads nothing into it",
             hint="start it as the user that it becomes, or run it without `secretfs preload`",
         )
-    with open(program, "rb") as file, contextlib.suppress(ValueError, struct.error):
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
-            if image[:4] != b"\x7fELF":
-                return  # a script: what counts is its interpreter, and what that starts
-            if not _has_interpreter(image):
-                raise PreloadError(
-                    f"{program!r} is statically linked: nothing can be preloaded into it",
-                    hint="use a dynamically linked build, or keep its keys in a mount (`secretfs mount`)",
-                )
+    if _is_static(program):
+        raise PreloadError(
+            f"{program!r} is statically linked: nothing can be preloaded into it",
+            hint="use a dynamically linked build, or keep its keys in a mount (`secretfs mount`)",
+        )
+
+
+def _is_static(program: str) -> bool:
+    """Whether it is an ELF file without a dynamic linker; a script is not, and what counts is its interpreter."""
+    try:
+        with open(program, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
+            return image[:4] == b"\x7fELF" and not _has_interpreter(image)
+    except (OSError, ValueError, struct.error):
+        return False  # not to be read, or empty, or cut off: execve(2) says what is wrong
 
 
 def _has_interpreter(image: mmap.mmap) -> bool:
