@@ -104,7 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
         "make `mount -t fuse.secretfs` and fstab work (root)",
     )
     about = "start a program with its keys' memory in secret memory"
-    every.add_parser("preload", help=about, parents=[preload.command_line(add_help=False)])  # run by main() itself
+    parents: Any = [preload.command_line(add_help=False)]
+    every.add_parser("preload", help=about, parents=parents)  # run by main() itself
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
     return parser
