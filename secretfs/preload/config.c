@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -114,15 +115,29 @@ static void read_children(const char *word)
 	config.children = 0;
 }
 
+static char program[64];
+
+/* Copies: a program that sets its title, as nginx does, writes over its arguments and its environment. */
+static void read_report(const char *path)
+{
+	static char copy[PATH_MAX];
+
+	snprintf(program, sizeof program, "%s", program_invocation_short_name);
+	if (!path || !*path)
+		return;
+	if (strlen(path) >= sizeof copy)
+		give_up(125, "SECRETFS_PRELOAD_REPORT is longer than a path can be (%zu bytes)", sizeof copy - 1);
+	strcpy(copy, path);
+	config.report = copy;
+}
+
 static void read_environment(void)
 {
 	read_backend(secure_getenv("SECRETFS_BACKEND"));
 	read_toolkits(secure_getenv("SECRETFS_PRELOAD_TOOLKIT"));
 	read_exhausted(secure_getenv("SECRETFS_PRELOAD_EXHAUSTED"));
 	read_children(secure_getenv("SECRETFS_PRELOAD_CHILDREN"));
-	config.report = secure_getenv("SECRETFS_PRELOAD_REPORT");
-	if (config.report && !*config.report)
-		config.report = NULL;
+	read_report(secure_getenv("SECRETFS_PRELOAD_REPORT"));
 }
 
 static void before_fork(void)
@@ -192,8 +207,7 @@ static void report(void)
 			  "{\"version\": 1, \"pid\": %d, \"program\": \"%s\", \"backend\": \"%s\", \"locked\": %zu, "
 			  "\"used\": %zu, \"fallbacks\": %lu, \"openssl\": %s, \"libsodium\": %s, \"gcrypt\": %s, "
 			  "\"gnutls\": %s, \"static_openssl\": %s}\n",
-			  (int)getpid(), strpbrk(program_invocation_short_name, "\"\\\n") ? "?" :
-			  program_invocation_short_name, totals.kind == KIND_KERNEL ? "kernel" : "emulator", totals.locked,
+			  (int)getpid(), strpbrk(program, "\"\\\n") ? "?" : program, totals.kind == KIND_KERNEL ? "kernel" : "emulator", totals.locked,
 			  heap_used(), atomic_load(&secretfs_fallbacks), seen & OPENSSL ? "true" : "false",
 			  seen & LIBSODIUM ? "true" : "false", seen & GCRYPT ? "true" : "false",
 			  seen & GNUTLS ? "true" : "false", atomic_load(&secretfs_unreached) ? "true" : "false");
