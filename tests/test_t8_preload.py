@@ -62,6 +62,8 @@ def found_in(pid: int, wanted: dict[str, bytes]) -> set[str]:
     found: set[str] = set()
     with open(f"/proc/{pid}/mem", "rb", 0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            if "r" not in line.split()[1]:
+                continue  # reserved addresses: gigabytes of nothing
             start, end = (int(word, 16) for word in line.split()[0].split("-"))
             with suppress(OSError, OverflowError):
                 memory.seek(start)

@@ -207,7 +207,8 @@ static void report(void)
 			  "{\"version\": 1, \"pid\": %d, \"program\": \"%s\", \"backend\": \"%s\", \"locked\": %zu, "
 			  "\"used\": %zu, \"fallbacks\": %lu, \"openssl\": %s, \"libsodium\": %s, \"gcrypt\": %s, "
 			  "\"gnutls\": %s, \"static_openssl\": %s}\n",
-			  (int)getpid(), strpbrk(program, "\"\\\n") ? "?" : program, totals.kind == KIND_KERNEL ? "kernel" : "emulator", totals.locked,
+			  (int)getpid(), strpbrk(program, "\"\\\n") ? "?" : program,
+			  totals.kind == KIND_KERNEL ? "kernel" : "emulator", totals.locked,
 			  heap_used(), atomic_load(&secretfs_fallbacks), seen & OPENSSL ? "true" : "false",
 			  seen & LIBSODIUM ? "true" : "false", seen & GCRYPT ? "true" : "false",
 			  seen & GNUTLS ? "true" : "false", atomic_load(&secretfs_unreached) ? "true" : "false");
