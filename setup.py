@@ -40,7 +40,8 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-PRELOAD = ["api", "config", "files", "heap", "lock", "memory", "openssl", "toolkits"]
+PRELOAD = ["api", "cgroup", "config", "files", "heap", "lock", "memory", "openssl", "pages", "replaced", "toolkits"]
+HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secretfs", "toolkits"]
 
 
 def extensions() -> list[Extension]:
@@ -49,7 +50,7 @@ def extensions() -> list[Extension]:
     preload = Extension(
         "secretfs.preload.libsecretfs-preload",
         [f"secretfs/preload/{name}.c" for name in PRELOAD],
-        depends=[f"secretfs/preload/{name}.h" for name in ("config", "heap", "memory", "secretfs", "toolkits")],
+        depends=[f"secretfs/preload/{name}.h" for name in HEADERS],
         extra_compile_args=STRICT,
         extra_link_args=[*HARDENED, "-ldl", "-lpthread"],
         optional=NATIVE != "require",

@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define PAGE ((size_t)4096)
 #define MAPPED 1024
 
 API void *secretfs_alloc(size_t size);

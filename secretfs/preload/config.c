@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "config.h"
 
+#include "cgroup.h"
 #include "heap.h"
 #include "memory.h"
 #include "toolkits.h"
@@ -165,8 +166,9 @@ static void start(void)
 	read_environment();
 	if (memory_init(config.kernel, config.emulator))
 		give_up(125,
-			"%s; to run without protection, leave out LD_PRELOAD or `secretfs preload`",
-			config.emulator ? "no memory can be locked here: raise the lock limit (LimitMEMLOCK=, ulimit -l)" :
+			"%s%s; to run without protection, leave out LD_PRELOAD or `secretfs preload`",
+			config.emulator ? "no memory can be locked here; " : "",
+			config.emulator ? cgroup_or_lock_remedy() :
 					  "the kernel has no secret memory here (memfd_secret(2): Linux 5.14, "
 					  "secretmem.enable=1), and SECRETFS_BACKEND is kernel");
 	memory_totals(&totals);

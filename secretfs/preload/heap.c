@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "heap.h"
 
+#include "cgroup.h"
 #include "config.h"
 #include "memory.h"
 
@@ -254,18 +255,22 @@ void *heap_realloc(void *memory, size_t size)
 	return moved;
 }
 
+void exhausted(size_t size)
+{
+	if (config.abort)
+		give_up(134, "no more secret memory can be locked, and the policy is not to go on without: %zu bytes were "
+			     "wanted; %s", size, cgroup_or_lock_remedy());
+	if (!atomic_fetch_add(&secretfs_fallbacks, 1))
+		say("no more memory can be locked: keys go into ordinary memory from now on; %s", cgroup_or_lock_remedy());
+}
+
 void *secret_malloc(size_t size)
 {
 	void *memory = heap_alloc(size);
 
 	if (memory)
 		return memory;
-	if (config.abort)
-		give_up(134, "no more secret memory can be locked, and the policy is not to go on without: %zu bytes were "
-			     "wanted; raise the lock limit: LimitMEMLOCK= in a systemd unit, or ulimit -l", size);
-	if (!atomic_fetch_add(&secretfs_fallbacks, 1))
-		say("no more memory can be locked: keys go into ordinary memory from now on; raise the lock limit: "
-		    "LimitMEMLOCK= in a systemd unit, or ulimit -l");
+	exhausted(size);
 	return calloc(1, size);
 }
 

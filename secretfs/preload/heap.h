@@ -21,6 +21,9 @@ void *secret_malloc(size_t size);
 void *secret_realloc(void *memory, size_t size); /* takes foreign pointers too */
 void secret_free(void *memory);                  /* takes foreign pointers too */
 
+/* The policy: end the process, or count, and say it the first time. */
+void exhausted(size_t size);
+
 /* Bytes in spans that are in use. */
 size_t heap_used(void);
 

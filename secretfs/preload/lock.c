@@ -2,11 +2,13 @@
  * Memory that a program locks for its keys: libgcrypt's pool of secure memory and libsodium's, by way of mlock(2).
  *
  * Both map private pages and lock them. When the caller is one of the two, the pages are replaced by secret memory with
- * the same bytes at the same addresses, and the program goes on with pointers that it has. sodium_malloc() itself
- * protects its pages with mprotect(2), which works on them as before.
+ * the same bytes at the same addresses, and the program goes on with pointers that it has. munlock(2) and munmap(2) of
+ * such pages end that: what comes to lie there later is not ours. sodium_mprotect_noaccess() and its like go through
+ * mprotect(2), and a forked child gets the same rights.
  */
 #define _GNU_SOURCE
 #include "config.h"
+#include "heap.h"
 #include "memory.h"
 #include "toolkits.h"
 
@@ -15,10 +17,13 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-
-#define PAGE ((uintptr_t)4096)
+#include <sys/syscall.h>
+#include <unistd.h>
 
 API int mlock(const void *start, size_t size);
+API int munlock(const void *start, size_t size);
+API int munmap(void *start, size_t size);
+API int mprotect(void *start, size_t size, int access);
 
 /* The toolkit that an address of code belongs to, or 0. */
 static int caller(void *code)
@@ -66,10 +71,30 @@ int mlock(const void *memory, size_t size)
 	ensure_ready();
 	toolkit = caller(__builtin_return_address(0));
 	/* Only whole pages: a neighbour in the last one may be handed to a driver, which secret memory cannot be. */
-	if (toolkit && config.toolkits & toolkit && !(start % PAGE) && !(size % PAGE) && size && is_plain(start, end) &&
-	    !area_replace((void *)start, size)) {
-		(void)uses(toolkit);
+	if (!toolkit || !(config.toolkits & toolkit) || start % PAGE || size % PAGE || !size || !is_plain(start, end))
+		return real(memory, size);
+	(void)uses(toolkit);
+	if (!area_replace((void *)start, size))
 		return 0;
-	}
+	exhausted(size);
 	return real(memory, size);
+}
+
+int munlock(const void *memory, size_t size)
+{
+	return area_restore((void *)(uintptr_t)memory, size) ? (int)syscall(SYS_munlock, memory, size) : 0;
+}
+
+int munmap(void *memory, size_t size)
+{
+	return areas_munmap(memory, size);
+}
+
+int mprotect(void *memory, size_t size, int access)
+{
+	const int result = (int)syscall(SYS_mprotect, memory, size, access);
+
+	if (!result)
+		area_protected(memory, size, access);
+	return result;
 }

@@ -2,8 +2,7 @@
  * Areas of secret memory.
  *
  * All areas lie in one reserved range of addresses, so that one comparison tells whether a pointer is ours. Each lies in
- * slots of its own with unmapped addresses (guard pages) around it. Its descriptor is closed as soon as it is mapped,
- * and its pages are faulted in by the kernel, so that running out is an error here and no SIGBUS later.
+ * slots of its own with unmapped addresses (guard pages) around it.
  *
  * Areas are left out of forks (MADV_DONTFORK), but a fork that goes through fork(3) lets the child see them for the
  * moment that it takes to copy each to a fresh area of its own, at the same address.
@@ -11,7 +10,10 @@
 #define _GNU_SOURCE
 #include "memory.h"
 
+#include "areas.h"
+#include "cgroup.h"
 #include "config.h"
+#include "pages.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,96 +22,22 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
-#ifndef SYS_memfd_secret
-#define SYS_memfd_secret 447
-#endif
-#define PAGE ((size_t)4096)
-#define SLOT ((size_t)4 << 20)
-#define SLOTS 4096
-#define REPLACED 64
 #define COPY_LIMIT_MS 30000
-
-struct area {
-	char *start;
-	size_t size;
-	enum kind kind;
-	int access; /* what mprotect(2) was told */
-};
 
 char *secretfs_base;
 size_t secretfs_range;
 
-static struct area areas[SLOTS + REPLACED]; /* by the slot that they start in; then those that replaced other pages */
+struct area areas[SLOTS + REPLACED];
+pthread_mutex_t areas_lock = PTHREAD_MUTEX_INITIALIZER;
+size_t areas_locked;
+
 static uint32_t taken[SLOTS];               /* how many slots are taken from here on */
 static size_t next_slot;
-static int replaced;
-static size_t locked;
 static int kernel_works, emulator_works;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int child_copies[2];
-
-/* Have the kernel write a byte into each page: where it cannot, that is EFAULT here. */
-static int fault_in(char *start, size_t size)
-{
-	for (size_t at = 0; at < size; at += PAGE) {
-		while (getrandom(start + at, 1, 0) != 1)
-			if (errno != EINTR)
-				return -1;
-		start[at] = 0;
-	}
-	return 0;
-}
-
-static int map_kernel(char *start, size_t size)
-{
-	const int fd = (int)syscall(SYS_memfd_secret, O_CLOEXEC);
-	void *got;
-
-	if (fd < 0)
-		return -1;
-	got = ftruncate(fd, (off_t)size) ? MAP_FAILED :
-					   mmap(start, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
-	close(fd);
-	return got == MAP_FAILED ? -1 : fault_in(start, size);
-}
-
-static int map_emulator(char *start, size_t size)
-{
-	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-
-	if (mmap(start, size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
-		return -1;
-	return mlock(start, size) || madvise(start, size, MADV_DONTDUMP) ? -1 : 0;
-}
-
-static void release(char *start, size_t size)
-{
-	mmap(start, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-}
-
-/* Map memory of that kind at a reserved address; what failed is reserved again. */
-static int map_at(char *start, size_t size, enum kind kind)
-{
-	if (!(kind == KIND_KERNEL ? map_kernel : map_emulator)(start, size) && !madvise(start, size, MADV_DONTFORK))
-		return 0;
-	release(start, size);
-	return -1;
-}
-
-/* Whether a page is secret: the kernel reads an ordinary page for us, and refuses this one. */
-static int is_secret(char *page)
-{
-	char byte = 0, ordinary = 0;
-	struct iovec local = {&byte, 1}, mine = {&ordinary, 1}, secret = {page, 1};
-
-	return process_vm_readv(getpid(), &local, 1, &mine, 1, 0) == 1 &&
-	       process_vm_readv(getpid(), &local, 1, &secret, 1, 0) < 0 && errno == EFAULT;
-}
 
 int memory_init(int allow_kernel, int allow_emulator)
 {
@@ -126,19 +54,19 @@ int memory_init(int allow_kernel, int allow_emulator)
 		return -1;
 	}
 	probe = secretfs_base + PAGE;
-	if (allow_kernel && !map_at(probe, PAGE, KIND_KERNEL)) {
-		kernel_works = is_secret(probe);
-		release(probe, PAGE);
+	if (allow_kernel && !pages_map(probe, PAGE, KIND_KERNEL)) {
+		kernel_works = pages_are_secret(probe);
+		pages_release(probe, PAGE);
 	}
-	if (allow_emulator && !map_at(probe, PAGE, KIND_EMULATOR)) {
+	if (allow_emulator && !pages_map(probe, PAGE, KIND_EMULATOR)) {
 		emulator_works = 1;
-		release(probe, PAGE);
+		pages_release(probe, PAGE);
 	}
 	return kernel_works || emulator_works ? 0 : -1;
 }
 
 /* The first of `count` free slots in a row, or SLOTS. */
-static size_t find_slots(size_t count)
+size_t areas_find_slots(size_t count)
 {
 	const size_t all = secretfs_range / SLOT;
 	size_t at = next_slot, run = 0;
@@ -160,9 +88,9 @@ static size_t find_slots(size_t count)
 /* Secret memory of the best kind that is to be had. */
 static enum kind map_best(char *start, size_t size)
 {
-	if (kernel_works && !map_at(start, size, KIND_KERNEL))
+	if (kernel_works && !pages_map(start, size, KIND_KERNEL))
 		return KIND_KERNEL;
-	if (emulator_works && !map_at(start, size, KIND_EMULATOR))
+	if (emulator_works && !pages_map(start, size, KIND_EMULATOR))
 		return KIND_EMULATOR;
 	return KIND_NONE;
 }
@@ -174,8 +102,8 @@ void *area_map(size_t size)
 	struct area area;
 	size_t slot;
 
-	pthread_mutex_lock(&lock);
-	slot = find_slots(count);
+	pthread_mutex_lock(&areas_lock);
+	slot = areas_find_slots(count);
 	if (slot < SLOTS) {
 		area.start = secretfs_base + slot * SLOT + SPAN; /* what is before it is a guard, and what is behind */
 		area.size = size;
@@ -184,11 +112,11 @@ void *area_map(size_t size)
 		if (area.kind != KIND_NONE) {
 			areas[slot] = area;
 			taken[slot] = (uint32_t)count;
-			locked += size;
+			areas_locked += size;
 			result = area.start;
 		}
 	}
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&areas_lock);
 	return result;
 }
 
@@ -211,13 +139,13 @@ int area_protect(void *start, int access)
 	struct area *area;
 	int result = -1;
 
-	pthread_mutex_lock(&lock);
+	pthread_mutex_lock(&areas_lock);
 	area = find(start);
-	if (area && !mprotect(area->start, area->size, access)) {
+	if (area && !protect_raw(area->start, area->size, access)) {
 		area->access = access;
 		result = 0;
 	}
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&areas_lock);
 	return result;
 }
 
@@ -225,21 +153,21 @@ void area_unmap(void *start)
 {
 	struct area *area;
 
-	pthread_mutex_lock(&lock);
+	pthread_mutex_lock(&areas_lock);
 	area = find(start);
 	if (area) {
-		mprotect(area->start, area->size, PROT_READ | PROT_WRITE);
+		protect_raw(area->start, area->size, PROT_READ | PROT_WRITE);
 		explicit_bzero(area->start, area->size);
-		release(area->start, area->size);
-		locked -= area->size;
+		pages_release(area->start, area->size);
+		areas_locked -= area->size;
 		taken[area - areas] = 0;
 		*area = (struct area){0};
 	}
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&areas_lock);
 }
 
 /* Move secret memory with the bytes of `start` over it. `scratch` is reserved, and reserved again afterwards. */
-static int move_over(char *start, size_t size, char *scratch, enum kind *kind)
+int areas_move_over(char *start, size_t size, char *scratch, enum kind *kind)
 {
 	*kind = map_best(scratch, size);
 	if (*kind == KIND_NONE)
@@ -247,43 +175,19 @@ static int move_over(char *start, size_t size, char *scratch, enum kind *kind)
 	memcpy(scratch, start, size);
 	if (mremap(scratch, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, start) == MAP_FAILED) {
 		explicit_bzero(scratch, size);
-		release(scratch, size);
+		pages_release(scratch, size);
 		return -1;
 	}
-	release(scratch, size); /* mremap leaves a hole, where anything might be mapped */
+	pages_release(scratch, size); /* mremap leaves a hole, where anything might be mapped */
 	return 0;
-}
-
-int area_replace(void *start, size_t size)
-{
-	struct area *const area = &areas[SLOTS + replaced];
-	int result = -1;
-	size_t slot;
-
-	pthread_mutex_lock(&lock);
-	slot = find_slots((size + SLOT - 1) / SLOT);
-	if (slot < SLOTS && replaced < REPLACED) {
-		char *const scratch = secretfs_base + slot * SLOT;
-
-		result = move_over(start, size, scratch, &area->kind);
-		if (!result) {
-			area->start = start;
-			area->size = size;
-			area->access = PROT_READ | PROT_WRITE;
-			locked += size;
-			replaced++;
-		}
-	}
-	pthread_mutex_unlock(&lock);
-	return result;
 }
 
 void memory_totals(struct totals *totals)
 {
-	pthread_mutex_lock(&lock);
-	totals->locked = locked;
+	pthread_mutex_lock(&areas_lock);
+	totals->locked = areas_locked;
 	totals->kind = kernel_works ? KIND_KERNEL : emulator_works ? KIND_EMULATOR : KIND_NONE;
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&areas_lock);
 }
 
 static void each_area(void (*act)(struct area *area))
@@ -305,8 +209,8 @@ static void keep_from_forks(struct area *area)
 
 void areas_before_fork(void)
 {
-	pthread_mutex_lock(&lock);
-	if (!locked)
+	pthread_mutex_lock(&areas_lock);
+	if (!areas_locked)
 		return;
 	if (pipe2(child_copies, O_CLOEXEC))
 		child_copies[0] = child_copies[1] = -1; /* the parent cannot wait; the child copies what it finds */
@@ -316,7 +220,7 @@ void areas_before_fork(void)
 /* Wait until the child has copied everything, or has died. */
 void areas_in_parent(void)
 {
-	if (locked) {
+	if (areas_locked) {
 		struct pollfd copied = {.fd = child_copies[0], .events = POLLIN};
 
 		close(child_copies[1]);
@@ -325,13 +229,13 @@ void areas_in_parent(void)
 		close(child_copies[0]);
 		each_area(keep_from_forks);
 	}
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&areas_lock);
 }
 
-/* Ordinary memory with the same bytes, where no more can be locked and the policy allows that. */
+/* Ordinary memory with the same bytes, where no more can be areas_locked and the policy allows that. */
 static int move_to_ordinary(char *start, size_t size, char *scratch)
 {
-	if (config.abort || mprotect(scratch, size, PROT_READ | PROT_WRITE))
+	if (config.abort || protect_raw(scratch, size, PROT_READ | PROT_WRITE))
 		return -1;
 	memcpy(scratch, start, size);
 	if (mremap(scratch, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, start) == MAP_FAILED)
@@ -346,12 +250,12 @@ static int take_over(struct area *area)
 	char *scratch;
 
 	if (area->kind == KIND_EMULATOR) /* private pages: the copy is there, its lock is not */
-		return mlock(area->start, area->size) && config.abort ? -1 : 0;
+		return syscall(SYS_mlock, area->start, area->size) && config.abort ? -1 : 0;
 	scratch = mmap(NULL, area->size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (scratch == MAP_FAILED || mprotect(area->start, area->size, PROT_READ))
+	if (scratch == MAP_FAILED || protect_raw(area->start, area->size, PROT_READ))
 		return -1;
-	if (!move_over(area->start, area->size, scratch, &area->kind))
-		return munmap(scratch, area->size);
+	if (!areas_move_over(area->start, area->size, scratch, &area->kind))
+		return (int)syscall(SYS_munmap, scratch, area->size); /* munmap() is lock.c's, and waits for us */
 	area->kind = KIND_EMULATOR; /* to be wiped at exit */
 	return move_to_ordinary(area->start, area->size, scratch);
 }
@@ -359,27 +263,26 @@ static int take_over(struct area *area)
 static void rehome(struct area *area)
 {
 	if (take_over(area) || madvise(area->start, area->size, MADV_DONTFORK) ||
-	    mprotect(area->start, area->size, area->access))
+	    protect_raw(area->start, area->size, area->access))
 		give_up(125,
-			"a forked child cannot lock %zu bytes for its copy of its parent's secrets; raise the lock limit: "
-			"LimitMEMLOCK= in a systemd unit, or ulimit -l",
-			area->size);
+			"a forked child cannot lock %zu bytes for its copy of its parent's secrets; %s",
+			area->size, cgroup_or_lock_remedy());
 }
 
 void areas_in_child(void)
 {
-	if (locked) {
+	if (areas_locked) {
 		close(child_copies[0]);
 		each_area(rehome);
 		close(child_copies[1]); /* the parent goes on */
 	}
-	pthread_mutex_init(&lock, NULL);
+	pthread_mutex_init(&areas_lock, NULL);
 }
 
 static void wipe(struct area *area)
 {
 	if (area->kind == KIND_EMULATOR) {
-		mprotect(area->start, area->size, PROT_READ | PROT_WRITE);
+		protect_raw(area->start, area->size, PROT_READ | PROT_WRITE);
 		explicit_bzero(area->start, area->size);
 	}
 }

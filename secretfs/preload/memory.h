@@ -2,6 +2,8 @@
 #ifndef SECRETFS_MEMORY_H
 #define SECRETFS_MEMORY_H
 
+#include "pages.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,8 +25,6 @@ static inline size_t span_of(const void *memory)
 	return ((uintptr_t)memory - (uintptr_t)secretfs_base) >> SPAN_SHIFT;
 }
 
-enum kind { KIND_NONE, KIND_KERNEL, KIND_EMULATOR };
-
 struct totals {
 	size_t locked;
 	enum kind kind;
@@ -44,6 +44,15 @@ void area_unmap(void *start);
 
 /* Put secret memory where there are other pages (whole ones), with the same bytes; 0, or -1 and nothing is changed. */
 int area_replace(void *start, size_t size);
+
+/* Undo that: ordinary pages with the same bytes; -1 where these are not exactly pages that were replaced. */
+int area_restore(void *start, size_t size);
+
+/* mprotect(2) was called for such pages. */
+void area_protected(void *start, size_t size, int access);
+
+/* munmap(2), after which no such pages are there. */
+int areas_munmap(void *memory, size_t size);
 
 /* An area's size; 0 if none starts there. */
 size_t area_size(const void *start);
