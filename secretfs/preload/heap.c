@@ -25,6 +25,7 @@
 #define SPANS ((size_t)1 << 18) /* of 16 GiB */
 #define FIRST_AREA ((size_t)64 << 10)
 #define LARGEST_AREA ((size_t)2 << 20)
+#define LONGEST_WAIT 1000 /* allocations */
 
 struct free_piece {
 	struct free_piece *next;
@@ -108,19 +109,28 @@ static void get_ready(void)
 	cache.registered = 1;
 }
 
-/* Another area, of twice the size of the last one if that can be had. */
+/* Another area, of twice the size of the last one if that can be had. What was refused is not asked for each time. */
 static int grow(void)
 {
+	static unsigned wait, waited;
+
+	if (waited < wait) {
+		waited++;
+		return -1;
+	}
 	for (size_t size = area_next; size >= FIRST_AREA; size /= 2) {
 		fresh = area_map(size);
 		if (fresh) {
 			fresh_end = fresh + size;
 			if (size == area_next && area_next < LARGEST_AREA)
 				area_next *= 2;
+			wait = waited = 0;
 			return 0;
 		}
 	}
 	fresh = fresh_end = NULL;
+	wait = wait < LONGEST_WAIT ? 2 * wait + 1 : wait;
+	waited = 0;
 	return -1;
 }
 

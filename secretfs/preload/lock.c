@@ -23,6 +23,7 @@
 API int mlock(const void *start, size_t size);
 API int munlock(const void *start, size_t size);
 API int munmap(void *start, size_t size);
+API int madvise(void *start, size_t size, int advice);
 API int mprotect(void *start, size_t size, int access);
 
 /* The toolkit that an address of code belongs to, or 0. */
@@ -37,6 +38,12 @@ static int caller(void *code)
 	name = name ? name + 1 : info.dli_fname;
 	return !strncmp(name, "libgcrypt", 9) ? GCRYPT : !strncmp(name, "libsodium", 9) ? LIBSODIUM : 0;
 }
+
+/* What libsodium has just taken out of dumps: its sodium_mlock() leaves by a jump to mlock(2), and is no caller then. */
+static __thread struct {
+	const void *start;
+	size_t size;
+} undumpable __attribute__((tls_model("initial-exec")));
 
 /* Whether these pages are one private mapping of no file that can be read and written (/proc/self/maps, proc(5)). */
 static int is_plain(uintptr_t start, uintptr_t end)
@@ -70,6 +77,9 @@ int mlock(const void *memory, size_t size)
 		real = (int (*)(const void *, size_t))next_function("mlock");
 	ensure_ready();
 	toolkit = caller(__builtin_return_address(0));
+	if (!toolkit && size && undumpable.start == memory && undumpable.size == size)
+		toolkit = LIBSODIUM;
+	undumpable.start = NULL;
 	/* Only whole pages: a neighbour in the last one may be handed to a driver, which secret memory cannot be. */
 	if (!toolkit || !(config.toolkits & toolkit) || start % PAGE || size % PAGE || !size || !is_plain(start, end))
 		return real(memory, size);
@@ -78,6 +88,15 @@ int mlock(const void *memory, size_t size)
 		return 0;
 	exhausted(size);
 	return real(memory, size);
+}
+
+int madvise(void *memory, size_t size, int advice)
+{
+	if (advice == MADV_DONTDUMP && caller(__builtin_return_address(0)) == LIBSODIUM) {
+		undumpable.start = memory;
+		undumpable.size = size;
+	}
+	return (int)syscall(SYS_madvise, memory, size, advice);
 }
 
 int munlock(const void *memory, size_t size)

@@ -51,7 +51,7 @@ static int map_emulator(char *start, size_t size)
 
 	if (mmap(start, size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
 		return -1;
-	return syscall(SYS_mlock, start, size) || madvise(start, size, MADV_DONTDUMP) ? -1 : 0;
+	return syscall(SYS_mlock, start, size) || syscall(SYS_madvise, start, size, MADV_DONTDUMP) ? -1 : 0;
 }
 
 void pages_release(char *start, size_t size)
