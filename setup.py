@@ -40,7 +40,8 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-PRELOAD = ["api", "cgroup", "config", "files", "heap", "lock", "memory", "openssl", "pages", "replaced", "toolkits"]
+PRELOAD = ["api", "cgroup", "config", "files", "heap", "lock", "memory", "openssl", "pages", "replaced", "sandbox"]
+PRELOAD += ["toolkits"]
 HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secretfs", "toolkits"]
 
 

@@ -31,7 +31,11 @@ static void message(const char *kind, const char *format, va_list arguments)
 {
 	char text[512];
 	const int head = snprintf(text, sizeof text, "secretfs: %s: ", kind);
-	int length = head + vsnprintf(text + head, sizeof text - (size_t)head - 1, format, arguments);
+	int length;
+
+	if (areas_are_sealed())
+		return; /* stderr may be a file, and writing to it the end (sandbox.c) */
+	length = head + vsnprintf(text + head, sizeof text - (size_t)head - 1, format, arguments);
 
 	if (length > (int)sizeof text - 2)
 		length = (int)sizeof text - 2;
@@ -203,6 +207,8 @@ static void report(void)
 	int fd, length;
 
 	memory_totals(&totals);
+	if (areas_are_sealed())
+		return; /* it may not write any more (sandbox.c) */
 	if (!totals.locked && !atomic_load(&secretfs_fallbacks) && !atomic_load(&secretfs_unreached))
 		return; /* a program that has no use for it */
 	length = snprintf(text, sizeof text,

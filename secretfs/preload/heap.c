@@ -134,6 +134,17 @@ static int grow(void)
 	return -1;
 }
 
+void heap_reserve(size_t size)
+{
+	pthread_mutex_lock(&span_lock);
+	if ((size_t)(fresh_end - fresh) < size) {
+		if (area_next < size)
+			area_next = size;
+		grow(); /* what was left of the last area is lost, and nothing else: it was never used */
+	}
+	pthread_mutex_unlock(&span_lock);
+}
+
 static char *take_span(unsigned class)
 {
 	char *span = NULL;

@@ -24,6 +24,9 @@ void secret_free(void *memory);                  /* takes foreign pointers too *
 /* The policy: end the process, or count, and say it the first time. */
 void exhausted(size_t size);
 
+/* Have that much at hand, if it can be had, for when no more can be asked for. */
+void heap_reserve(size_t size);
+
 /* Bytes in spans that are in use. */
 size_t heap_used(void);
 

@@ -37,6 +37,7 @@ size_t areas_locked;
 static uint32_t taken[SLOTS];               /* how many slots are taken from here on */
 static size_t next_slot;
 static int kernel_works, emulator_works;
+static atomic_int sealed;
 static int child_copies[2];
 
 int memory_init(int allow_kernel, int allow_emulator)
@@ -103,7 +104,7 @@ void *area_map(size_t size)
 	size_t slot;
 
 	pthread_mutex_lock(&areas_lock);
-	slot = areas_find_slots(count);
+	slot = sealed ? SLOTS : areas_find_slots(count);
 	if (slot < SLOTS) {
 		area.start = secretfs_base + slot * SLOT + SPAN; /* what is before it is a guard, and what is behind */
 		area.size = size;
@@ -118,6 +119,16 @@ void *area_map(size_t size)
 	}
 	pthread_mutex_unlock(&areas_lock);
 	return result;
+}
+
+void areas_seal(void)
+{
+	atomic_store(&sealed, 1);
+}
+
+int areas_are_sealed(void)
+{
+	return atomic_load(&sealed);
 }
 
 static struct area *find(const void *start)

@@ -36,6 +36,10 @@ int memory_init(int allow_kernel, int allow_emulator);
 /* An area of `size` bytes (whole pages), zeroed and faulted in, with unmapped addresses on both sides; NULL: no more. */
 void *area_map(size_t size);
 
+/* From now on there are no more areas, and no system calls for any. */
+void areas_seal(void);
+int areas_are_sealed(void);
+
 /* mprotect(2) a whole area; 0, or -1 where there is none. */
 int area_protect(void *start, int access);
 

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -34,9 +35,13 @@ static int fault_in(char *start, size_t size)
 
 static int map_kernel(char *start, size_t size)
 {
-	const int fd = (int)syscall(SYS_memfd_secret, O_CLOEXEC);
+	struct rlimit limit;
 	void *got;
+	int fd;
 
+	if (!getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur < size)
+		return -1; /* ftruncate(2) would be SIGXFSZ */
+	fd = (int)syscall(SYS_memfd_secret, O_CLOEXEC);
 	if (fd < 0)
 		return -1;
 	got = ftruncate(fd, (off_t)size) ? MAP_FAILED :
