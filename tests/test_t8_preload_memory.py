@@ -191,7 +191,7 @@ def test_fork_of_a_threaded_program(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_libsodium(backend: str) -> None:
-    """sodium_malloc() gives locked or secret memory, through more pieces than the table of them has entries, and wipes and frees as before."""
+    """sodium_malloc() gives locked or secret memory for more pieces than the table of them has entries."""
     script = SODIUM + KEPT + (
         "for number in range(1100):\n"
         "    piece = ctypes.c_void_p(call('sodium_malloc', 100))\n"
