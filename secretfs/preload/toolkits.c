@@ -145,7 +145,7 @@ static int has_openssl(struct dl_phdr_info *info, size_t size, void *data)
 		while ((at = memmem(at, (size_t)(end - at), version, sizeof version - 1)) && end - at > 32) {
 			const char *const digits = at + sizeof version - 1;
 
-			if ((digits[0] == '1' || digits[0] == '3') && digits[1] == '.' && digits[3] == '.' &&
+			if (digits[0] >= '1' && digits[0] <= '9' && digits[1] == '.' && digits[3] == '.' &&
 			    memmem(digits, 20, " 20", 3)) {
 				*(const char **)data = *name ? name : "this program";
 				return 1;
