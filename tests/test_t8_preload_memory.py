@@ -255,6 +255,34 @@ def test_libgcrypt(backend: str) -> None:
     assert json.loads(told.splitlines()[-1])["gcrypt"] is True
 
 
+def test_gmp() -> None:
+    """GMP's numbers are in secret memory, also where it is loaded late."""
+    script = (
+        "gmp = ctypes.CDLL('libgmp.so.10')\n"
+        "class Number(ctypes.Structure):\n"
+        "    _fields_ = [('room', ctypes.c_int), ('size', ctypes.c_int), ('limbs', ctypes.c_void_p)]\n"
+        "number = Number()\n"
+        "gmp.__gmpz_init_set_str(ctypes.byref(number), b'7' * 500, 10)\n"
+        "assert locked(number.limbs)\n"
+        "gmp.__gmpz_mul(ctypes.byref(number), ctypes.byref(number), ctypes.byref(number))\n"
+        "assert number.size > 40 and locked(number.limbs)\n"
+        "gmp.__gmpz_clear(ctypes.byref(number))\n"
+    )
+    run(script, preloaded("kernel"))
+
+
+def test_gnutls() -> None:
+    """GnuTLS's exported pointers lead to secret memory, also where it is loaded late and for itself."""
+    script = (
+        "gnutls = ctypes.CDLL('libgnutls.so.30')\n"
+        "function = lambda name, *kinds: ctypes.CFUNCTYPE(*kinds)(ctypes.c_void_p.in_dll(gnutls, name).value)\n"
+        "memory = function('gnutls_malloc', ctypes.c_void_p, ctypes.c_size_t)(100)\n"
+        "assert locked(memory)\n"
+        "function('gnutls_free', None, ctypes.c_void_p)(memory)\n"
+    )
+    run(script, preloaded("kernel"))
+
+
 # A statically linked OpenSSL
 
 

@@ -73,25 +73,6 @@ static char *gnutls_strdup_(const char *text)
 	return copy ? memcpy(copy, text, size) : NULL;
 }
 
-/* Set a pointer that a library exports, if it does. */
-static void set_pointer(const char *name, void *function)
-{
-	void **const pointer = dlsym(RTLD_DEFAULT, name);
-
-	if (pointer)
-		*pointer = function;
-}
-
-static void set_gnutls(void)
-{
-	set_pointer("gnutls_malloc", (void *)gmp_malloc);
-	set_pointer("gnutls_secure_malloc", (void *)gmp_malloc);
-	set_pointer("gnutls_calloc", (void *)gnutls_calloc_);
-	set_pointer("gnutls_realloc", (void *)gnutls_realloc_);
-	set_pointer("gnutls_strdup", (void *)gnutls_strdup_);
-	set_pointer("gnutls_free", (void *)secret_free);
-}
-
 /* A library by its name, if it is loaded; dlopen(3) with RTLD_LOCAL hides its functions from RTLD_DEFAULT. */
 struct search {
 	const char *part;
@@ -124,6 +105,27 @@ static void *function_of(const char *library, const char *name)
 		dlclose(handle);
 	}
 	return function;
+}
+
+/* Set a pointer that GnuTLS exports, if it is loaded; a program may have a copy of its own, which then is the one used. */
+static void set_pointer(const char *name, void *function)
+{
+	void **pointer = dlsym(RTLD_DEFAULT, name);
+
+	if (!pointer)
+		pointer = function_of("libgnutls.so", name);
+	if (pointer)
+		*pointer = function;
+}
+
+static void set_gnutls(void)
+{
+	set_pointer("gnutls_malloc", (void *)gmp_malloc);
+	set_pointer("gnutls_secure_malloc", (void *)gmp_malloc);
+	set_pointer("gnutls_calloc", (void *)gnutls_calloc_);
+	set_pointer("gnutls_realloc", (void *)gnutls_realloc_);
+	set_pointer("gnutls_strdup", (void *)gnutls_strdup_);
+	set_pointer("gnutls_free", (void *)secret_free);
 }
 
 /* Whether an object's constants hold OpenSSL's version, without being libcrypto. */
