@@ -41,11 +41,18 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-def library(name: str, *sources: str, flags: list[str], link: list[str]) -> Extension:
+PRELOAD = ["api", "cgroup", "config", "files", "heap", "lock", "memory", "openssl", "pages", "replaced", "sandbox"]
+PRELOAD += ["toolkits"]
+PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secretfs", "toolkits"]
+
+
+def library(
+    name: str, folder: str, sources: list[str], headers: list[str], *, flags: list[str], link: list[str]
+) -> Extension:
     return Extension(
-        f"secretfs.native.{name}",
-        [f"secretfs/native/{source}.c" for source in sources],
-        depends=[f"secretfs/native/{header}.h" for header in SHIM if header != "shim"],
+        f"secretfs.{folder}.{name}",
+        [f"secretfs/{folder}/{source}.c" for source in sources],
+        depends=[f"secretfs/{folder}/{header}.h" for header in headers],
         extra_compile_args=STRICT + flags,
         extra_link_args=HARDENED + link,
         optional=NATIVE != "require",
@@ -55,10 +62,14 @@ def library(name: str, *sources: str, flags: list[str], link: list[str]) -> Exte
 def extensions() -> list[Extension]:
     if NATIVE == "off":
         return []
-    found = [library("libsecretfs-flush", "flush", flags=[], link=[])]
+    found = [
+        library("libsecretfs-flush", "native", ["flush"], [], flags=[], link=[]),
+        library("libsecretfs-preload", "preload", PRELOAD, PRELOAD_HEADERS, flags=[], link=["-ldl", "-lpthread"]),
+    ]
     fuse = pkg_config("--libs")
     if fuse:
-        found.append(library("libsecretfs-shim", *SHIM, flags=pkg_config("--cflags"), link=fuse))
+        headers = [name for name in SHIM if name != "shim"]
+        found.append(library("libsecretfs-shim", "native", SHIM, headers, flags=pkg_config("--cflags"), link=fuse))
     return found
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from secretfs import commands
+from secretfs import commands, preload
 from secretfs.console import complain, discard_output, open_streams
 from secretfs.errors import SecretFSError, UsageError
 from secretfs.sizes import parse_count, parse_microseconds, parse_mode, parse_size
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     open_streams()
     try:
+        if words[:1] == ["preload"]:  # its words are for another program, and no parser of ours may read them
+            return _preload(words[1:])
         foreign = _foreign_command(words)
         if foreign is not None:
             return _run_foreign(foreign, words[1:])
@@ -111,6 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
         commands.install_mount_helper,
         "make `mount -t fuse.secretfs` and fstab work (root)",
     )
+    about = "start a program with its keys' memory in secret memory"
+    parents: Any = [preload.command_line(add_help=False)]
+    every.add_parser("preload", help=about, parents=parents)  # run by main() itself
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh", "fish"), help="the shell")
     return parser
@@ -206,6 +211,14 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _preload(words: list[str]) -> int:
+    try:
+        return preload.main(words)
+    except UsageError as error:
+        complain(error)
+        return preload.FAILED
+
+
 def _foreign_command(words: list[str]) -> EntryPoint | None:
     """The command that another distribution brings, if the first word names one and none of ours does."""
     if not words or words[0].startswith("-") or words[0] in OURS:
@@ -237,4 +250,4 @@ def _broken(command: EntryPoint, how: str, error: BaseException) -> SecretFSErro
     )
 
 
-OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion")
+OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion", "preload")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from secretfs import registry
 from secretfs.console import note, warn
 from secretfs.errors import MountError, MountpointError, NotMounted, SecretFSError, UsageError
+from secretfs.native import shim_state
+from secretfs.preload import state as preload_state
 from secretfs.quoting import one_line, printable
 from secretfs.sizes import human_size
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from secretfs.errors import SecretFSError
 
-__all__ = ["SHIM", "Shim", "ShimUnavailable", "preload_state", "shim_state", "untried_libfuse", "untried_pyfuse3"]
+__all__ = ["SHIM", "Shim", "ShimUnavailable", "shim_state", "untried_libfuse", "untried_pyfuse3"]
 
 SHIM = os.path.join(os.path.dirname(__file__), "libsecretfs-shim.so")
 LIBFUSE = range(314, 319)
@@ -142,8 +142,3 @@ def _libfuse_names(path: str) -> list[str]:
         return sorted({name.decode() for name in re.findall(rb"libfuse3\.so\.\d+", Path(path).read_bytes())})
     except OSError:
         return []
-
-
-def preload_state() -> bool | str:
-    """True if the preload library is there, or why not."""
-    return "this version has none"
