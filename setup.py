@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -47,7 +48,7 @@ PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secr
 
 
 def library(
-    name: str, folder: str, sources: list[str], headers: list[str], *, flags: list[str], link: list[str]
+    name: str, folder: str, sources: Sequence[str], headers: Sequence[str], *, flags: list[str], link: list[str]
 ) -> Extension:
     return Extension(
         f"secretfs.{folder}.{name}",

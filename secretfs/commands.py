@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from secretfs import registry
 from secretfs.console import note, warn
 from secretfs.errors import MountError, MountpointError, NotMounted, SecretFSError, UsageError
-from secretfs.native import shim_state
-from secretfs.preload import state as preload_state
 from secretfs.quoting import one_line, printable
 from secretfs.sizes import human_size
 
@@ -24,9 +22,10 @@ __all__ = ["backends", "completion", "install_mount_helper", "mount", "mount_and
 
 def native() -> dict[str, bool | str]:
     """Native parts: True, or why they are missing and what brings them in."""
-    from secretfs.native import preload_state, shim_state  # 3 MiB: a cgroup that a mount has filled has few left
+    from secretfs import preload
+    from secretfs.native import shim_state  # 3 MiB: a cgroup that a mount has filled has few left
 
-    return {"shim": shim_state(), "preload": preload_state()}
+    return {"shim": shim_state(), "preload": preload.state()}
 
 
 def mount(arguments: argparse.Namespace) -> int:
