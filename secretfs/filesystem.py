@@ -274,8 +274,11 @@ class Filesystem:
 
         `privileged`: set-user-ID and set-group-ID bits stay.
         """
-        node = self.opened(handle).node
+        file = self.opened(handle)
+        node = file.node
         assert node.content is not None
+        if file.flags & os.O_APPEND:
+            offset = node.content.size
         if offset + len(data) > LARGEST_FILE:
             raise FileError(errno.EFBIG)
         taken = node.content.write(offset, data)
