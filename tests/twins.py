@@ -111,9 +111,11 @@ class Twins:
         self.steps.begin()
         for pair in self.pairs:
             self.both(pair, "close_all")
-        assert self.both(self.observers, "clear")[0] == (0, None)
+        cleared = self.both(self.observers, "clear")
+        assert cleared == ((0, None), (0, None)), cleared
         for pair in self.pairs:
-            assert self.both(pair, "restart")[0] == (0, None)
+            again = self.both(pair, "restart")
+            assert again == ((0, None), (0, None)), again
         used, files = self.used()
         assert (used, files) == (0, 0), "empty, and df says that it is not"
 
