@@ -249,7 +249,7 @@ class Filesystem:
         if flags & os.O_TRUNC:
             attributes.truncate(node, 0, caller, time.time_ns())
         node.opens += 1
-        return self._handle(FileHandle(node))
+        return self._handle(FileHandle(node, flags))
 
     def opened(self, handle: int) -> FileHandle:
         """The open file with that handle; EBADF where there is none."""

@@ -95,10 +95,11 @@ Attribute: TypeAlias = Entry[Content]
 class FileHandle:
     """An open file."""
 
-    __slots__ = ("in_use", "node", "page_cached")
+    __slots__ = ("flags", "in_use", "node", "page_cached")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, flags: int) -> None:
         self.node = node
+        self.flags = flags
         self.in_use = False
         """Whether something was written through it: more is likely to follow."""
         self.page_cached = False
