@@ -129,9 +129,13 @@ def all_systems(built: dict[str, Path], *, size: str = "64M", max_files: int = 2
             raise Missing("libfuse3 is not there: apt-get install pkg-config libfuse3-dev")
         return [str(built["memfs"]), "-f", "-o", "fsname=reference", str(mountpoint)]
 
+    def spinning(folder: Path, mountpoint: Path) -> list[str]:
+        return ["env", "MEMFS_SPIN=50", *reference(folder, mountpoint)]
+
     limits = ("--size", size, "--max-files", str(max_files))
     systems = (
         System("c-st", "plain C on libfuse, one thread (the reference)", reference),
+        System("c-spin", "the same, polling for 50 us before it sleeps, as secretfs does", spinning),
         System("kernel", "secretfs, kernel backend", _secretfs("--backend", "kernel", *limits)),
         System("emulator", "secretfs, emulator", _secretfs("--backend", "emulator", *limits)),
         System("mfusepy", "mfusepy, bytearrays", _mfusepy),

@@ -9,7 +9,10 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <poll.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -293,8 +296,38 @@ static void fs_statfs(fuse_req_t req, fuse_ino_t ino)
 	fuse_reply_statfs(req, &data);
 }
 
+/* fuse_session_loop(), but after a request it polls for the next one for so many microseconds before it sleeps. */
+static int spin_loop(struct fuse_session *session, long microseconds)
+{
+	struct pollfd device = {.fd = fuse_session_fd(session), .events = POLLIN};
+	struct fuse_buf request = {.mem = NULL};
+	struct timespec last = now(), here;
+	int size = 0;
+
+	if (fcntl(device.fd, F_SETFL, O_RDWR | O_NONBLOCK))
+		return 1;
+	while (!fuse_session_exited(session)) {
+		size = fuse_session_receive_buf(session, &request);
+		if (size > 0) {
+			fuse_session_process_buf(session, &request);
+			last = now();
+		} else if (size != -EAGAIN && size != -EINTR) {
+			break;
+		} else {
+			here = now();
+			if ((here.tv_sec - last.tv_sec) * 1000000 + (here.tv_nsec - last.tv_nsec) / 1000 < microseconds)
+				sched_yield();
+			else
+				poll(&device, 1, -1);
+		}
+	}
+	free(request.mem);
+	return size < 0 && size != -EINTR && size != -EAGAIN && size != -ENODEV;
+}
+
 int main(int argc, char *argv[])
 {
+	const char *spin = getenv("MEMFS_SPIN");
 	static const struct fuse_lowlevel_ops operations = {
 		.lookup = fs_lookup, .forget = fs_forget, .getattr = fs_getattr, .setattr = fs_setattr,
 		.create = fs_create, .unlink = fs_unlink, .open = fs_open, .release = fs_release, .read = fs_read,
@@ -314,7 +347,7 @@ int main(int argc, char *argv[])
 	if (session && !fuse_set_signal_handlers(session)) {
 		if (!fuse_session_mount(session, options.mountpoint)) {
 			fuse_daemonize(options.foreground);
-			result = fuse_session_loop(session) != 0;
+			result = (spin ? spin_loop(session, atol(spin)) : fuse_session_loop(session)) != 0;
 			fuse_session_unmount(session);
 		}
 		fuse_remove_signal_handlers(session);
