@@ -115,7 +115,7 @@ def test_fstab(mount: Mount, path: Path, tmp_path: Path) -> None:
 def test_mount_all_twice(mount: Mount, path: Path, tmp_path: Path, source: str) -> None:
     """`mount -a` knows a line that is mounted already by its source, whatever that is called."""
     fstab = tmp_path / "fstab"
-    fstab.write_text(f"{source} {path} fuse.secretfs size=64K 0 0\n")
+    fstab.write_text(f"{source} {path} fuse.secretfs size=64K,backend=emulator 0 0\n")
     for _ in range(2):
         done = mount("-T", fstab, "-a")
         assert (done.returncode, done.stderr) == (0, "")
