@@ -152,9 +152,13 @@ class Secret:
             OSError: it cannot be read.
             ValueError: it is empty.
         """
+
+        def make(length: int) -> Secret:
+            return cls(length, **kind)
+
         with secretio.opened(file) as fd:
-            secret = secretio.read_all(lambda length: cls(length, **kind), fd)
-        return secretio.without_newline(secret) if strip_newline else secret
+            secret = secretio.read_all(make, fd)
+        return secretio.without_newline(secret, make) if strip_newline else secret
 
     @classmethod
     def prompt(cls, message: str = "Passphrase: ", **kind: Any) -> Secret:
@@ -166,7 +170,11 @@ class Secret:
             OSError: there is no terminal; `Secret.read(0)` reads standard input.
             ValueError: nothing was typed.
         """
-        return secretio.without_newline(secretio.ask(message, lambda length: cls(length, **kind)))
+
+        def make(length: int) -> Secret:
+            return cls(length, **kind)
+
+        return secretio.without_newline(secretio.ask(message, make), make)
 
     @classmethod
     async def read_async(cls, file: Any, **options: Any) -> Secret:

@@ -38,8 +38,6 @@ class Fillable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self: S, part: slice) -> S: ...
-
     def reveal(self, *, write: bool = False) -> Any:
         """A window."""
 
@@ -107,7 +105,7 @@ def read_all(make: Callable[[int], S], fd: int) -> S:
                     got = reader.read(rest)
                 used += got
                 if not got:
-                    return _cut(secret, used)
+                    return _cut(secret, used, make)
                 if used == len(secret):
                     secret = _grown(secret, make, max(PIECE, used))
     except BaseException:
@@ -129,11 +127,11 @@ def write_all(fd: int, view: memoryview) -> int:
     return sent
 
 
-def without_newline(secret: S) -> S:
+def without_newline(secret: S, make: Callable[[int], S]) -> S:
     """`secret` if its last byte is no newline, else a new one without it."""
     with secret.reveal() as view:
         ends = view[-1] == ord("\n")
-    return _cut(secret, len(secret) - 1) if ends else secret
+    return _cut(secret, len(secret) - 1, make) if ends else secret
 
 
 class _Reader:
@@ -178,21 +176,27 @@ def _write_through_window(fd: int, view: memoryview) -> int:
         window.close()
 
 
-def _cut(secret: S, length: int) -> S:
-    """The first `length` bytes; `secret` is closed unless those are all of it."""
+def _cut(secret: S, length: int, make: Callable[[int], S]) -> S:
+    """The first `length` bytes; `secret` is closed unless those are all of it. (A slice would not be `alone`.)"""
     if length == len(secret):
         return secret
     with contextlib.closing(secret):
         if not length:
             raise ValueError("there is nothing to read: a secret has at least one byte")
-        return secret[:length]
+        return _copied(secret, make, length)
 
 
 def _grown(secret: S, make: Callable[[int], S], more: int) -> S:
-    larger = make(len(secret) + more)
-    with contextlib.closing(secret), secret.reveal() as view, larger.reveal(write=True) as target:
-        target[: len(view)] = view
-    return larger
+    with contextlib.closing(secret):
+        return _copied(secret, make, len(secret) + more)
+
+
+def _copied(secret: S, make: Callable[[int], S], length: int) -> S:
+    """A new one of `length` bytes, with as many of the bytes of `secret` as there are."""
+    copy = make(length)
+    with secret.reveal() as view, copy.reveal(write=True) as target, view[:length] as kept:
+        target[: len(kept)] = kept
+    return copy
 
 
 # Terminals
@@ -229,7 +233,7 @@ def _line(fd: int, make: Callable[[int], S]) -> S:
             empty = not got or view[0] == ord("\n")
         if empty:
             raise ValueError("nothing was typed")
-        return _cut(line, got)
+        return _cut(line, got, make)
     except BaseException:
         line.close()
         raise

@@ -23,7 +23,7 @@ from programs import BACKENDS, works
 
 from secretfs import BoundsError, ClosedError, Secret, SecretArea
 from secretfs.errors import UsageError
-from secretfs.testing import FakeBackend
+from secretfs.testing import FakeBackend, in_child
 
 REFUSED = {
     "hash": hash,
@@ -168,6 +168,17 @@ def test_files(kind: dict, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Secret.read(tmp_path / "none", **kind)
     assert content(Secret.read("/proc/self/comm", **kind)) == Path("/proc/self/comm").read_bytes()
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_what_is_read_is_as_it_was_asked_for(tmp_path: Path, strip: bool) -> None:
+    """A secret from a file has pages of its own, or is inherited, if that was asked for."""
+    path = tmp_path / "key"
+    path.write_bytes(b"sixteen bytes...\n")
+    assert Secret.read(path, strip_newline=strip, alone=True)._cell.slab.cells == 1
+    inherited = Secret.read(path, strip_newline=strip, inherit=True)
+    expected = path.read_bytes()[: 16 if strip else 17]
+    assert in_child(lambda: content(inherited) == expected)
 
 
 def test_pipes(kind: dict) -> None:
