@@ -16,7 +16,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from secretfs import cachelines, cgroup, libc, registry, sharing
-from secretfs.errors import BoundsError, ClosedError, UsageError
+from secretfs.errors import BoundsError, ClosedError
 from secretfs.interface import Backend, Guarantees, Region, Shareable, round_up
 from secretfs.living import Living
 
@@ -51,20 +51,19 @@ class SecretArea:
                 machine can at least do that.
 
         Raises:
-            ValueError: `size` is not positive, or there is no such mode.
+            ValueError: `size` is not positive.
+            UsageError: there is no such mode.
             BackendUnavailable: no backend works under that word.
             LimitError: RLIMIT_MEMLOCK or a memory cgroup does not allow it; nothing is left behind.
             PluginError: the backend is a stranger's, and broken.
         """
         if size <= 0:
             raise ValueError(f"an area needs a positive size, not {size}")
+        self._uncached = cachelines.is_uncached(mode)
         if backend is None or isinstance(backend, str):
             backend = registry.choose_warning(backend).backend
-        if mode not in cachelines.MODES:
-            raise UsageError(f"there is no mode {mode!r}", hint=f"use one of: {', '.join(cachelines.MODES)}")
         self._backend = backend
         self._shared = shared
-        self._uncached = mode == "uncached"
         self._owner = os.getpid()
         self._view: memoryview | None = None
         self._region, self._view = self._map(size)
@@ -139,6 +138,11 @@ class SecretArea:
     def backend(self) -> str:
         """The name of the backend."""
         return self._backend.name
+
+    @property
+    def mode(self) -> str:
+        """ "exclusive" or "uncached"."""
+        return "uncached" if self._uncached else "exclusive"
 
     @property
     def closed(self) -> bool:
@@ -226,6 +230,7 @@ class SecretArea:
         view[:kept] = self._bytes(0, kept)[:kept]
         old_region, old_view = self._region, self._view
         self._region, self._view = region, view
+        self._remember_descriptor()
         assert old_view is not None
         old_view.release()
         old_region.close()

@@ -12,12 +12,25 @@ import functools
 import os
 from typing import Any
 
-__all__ = ["MODES", "available", "flush"]
+from secretfs.errors import UsageError
+
+__all__ = ["available", "flush", "is_uncached"]
 
 MODES = ("exclusive", "uncached")
 """The protection modes of the proposal of 2020; the first is what memfd_secret(2) became."""
 
 LIBRARY = os.path.join(os.path.dirname(__file__), "native", "libsecretfs-flush.so")
+
+
+def is_uncached(mode: str) -> bool:
+    """Whether `mode` is that one.
+
+    Raises:
+        UsageError: it is none of MODES.
+    """
+    if mode not in MODES:
+        raise UsageError(f"there is no mode {mode!r}", hint=f"use one of: {', '.join(MODES)}")
+    return mode == "uncached"
 
 
 def available() -> bool:

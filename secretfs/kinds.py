@@ -12,7 +12,6 @@ from typing import Any
 
 from secretfs import cachelines, registry, turns
 from secretfs.cells import CellHeap
-from secretfs.errors import UsageError
 from secretfs.interface import Backend, Guarantees
 from secretfs.rest import Rest, libsodium
 from secretfs.slab import check_canaries, close_slabs, forget_slabs
@@ -27,7 +26,7 @@ class Kind:
 
     def __init__(self, backend: Backend, mode: str, at_rest: bool) -> None:
         """Make it, with an empty heap."""
-        uncached = mode == "uncached"
+        uncached = cachelines.is_uncached(mode)
         self.mode = mode
         self.at_rest = at_rest
         self.heap = CellHeap(backend, uncached=uncached, sealer=Rest(backend) if at_rest else None)
@@ -86,8 +85,7 @@ def release_kinds() -> None:
 
 def _make(words: tuple[Any, ...]) -> Kind:
     backend, mode, at_rest = words
-    if mode not in cachelines.MODES:
-        raise UsageError(f"there is no mode {mode!r}", hint=f"use one of: {', '.join(cachelines.MODES)}")
+    cachelines.is_uncached(mode)  # or it is an error, before anything is asked for
     chosen = registry.choose_warning(backend).backend if backend is None or isinstance(backend, str) else backend
     if at_rest is None:
         at_rest = chosen.name == "emulator" and libsodium() is not None

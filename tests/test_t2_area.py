@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from secretfs import SecretArea, libc
 from secretfs.errors import BoundsError, ClosedError, LimitError
-from secretfs.interface import Access
+from secretfs.interface import Access, Shareable
 from secretfs.testing import FakeBackend, in_child
 from secretfs.testing.memory import address_of, can_read
 
@@ -138,6 +139,18 @@ def test_resize_wipes_the_old_memory(backend) -> None:
     assert (area.size, read(area, len(SECRET))) == (3 * PAGE, SECRET)
     view.release()
     area.close()
+
+
+def test_resize_of_a_shared_area(backend) -> None:
+    """After resize() fileno() is the descriptor of the new region, not of the one that was left."""
+    if not isinstance(backend, Shareable):
+        pytest.skip("fake is not shareable")
+    with SecretArea(PAGE, backend=backend, shared=True) as area:
+        area.write(SECRET)
+        area.resize(3 * PAGE)
+        assert os.fstat(area.fileno()).st_size == 3 * PAGE
+        with SecretArea.attach(area.fileno()) as other:
+            assert (other.size, read(other, len(SECRET))) == (3 * PAGE, SECRET)
 
 
 def test_resize_without_room_changes_nothing(fake) -> None:
