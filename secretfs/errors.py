@@ -72,6 +72,8 @@ class SecretFSError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint and hasattr(self, "add_note"):  # Python 3.11: shown with an error that nobody catches
+            self.add_note(f"hint: {hint}")
 
 
 class UsageError(SecretFSError):

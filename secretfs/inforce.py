@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from secretfs import area, cachelines, libc, mapping, registry
+from secretfs.area import SecretArea
 from secretfs.errors import SecretFSError
 from secretfs.interface import Guarantees
 from secretfs.kinds import release_kinds
@@ -27,7 +28,7 @@ _WHY = {
     "refuses_pinning": "ordinary memory can be pinned: root reads it with ptrace, /proc/PID/mem, process_vm_readv",
     "cleared_by_kernel": "the kernel clears ordinary pages after a kill -9 only when booted with init_on_free=1",
     "not_hibernated": "a hibernation image holds locked memory too",
-    "unforkable": "it was made to be shared, also with forked children",
+    "unforkable": "it was made to be shared with forked children, or to be inherited by them",
     "no_descriptor": "it was made to be shared: while its descriptor is open, root can take it and map it",
     "device_io": "drivers cannot read or write secret pages (a convenience that is missing, not a protection)",
 }
@@ -115,26 +116,32 @@ def protection(subject: Any = None) -> Protection:
         subject="this process" if subject is None else repr(subject),
         backend=backend,
         guarantees=guarantees,
-        why_not=_why_not(guarantees, getattr(subject, "mode", "exclusive")),
+        why_not=_why_not(guarantees, subject),
         locked=libc.locked_bytes(),
         lock_limit=libc.lock_limit(),
         blocks_hibernation=_has_secret_mappings(),
-        after_kill=(
-            "nothing: the kernel clears secret pages when it frees them"
-            if guarantees.cleared_by_kernel
-            else "the bytes, in freed memory, until it is used again (unless the kernel was booted with init_on_free=1)"
-        ),
+        after_kill=_after_kill(guarantees),
         dumpable=libc.is_dumpable(),
         core_limit=None if core == resource.RLIM_INFINITY else core,
         traced_by=int(libc.proc_status("TracerPid") or 0),
     )
 
 
-def _why_not(guarantees: Guarantees, mode: str) -> dict[str, str]:
+def _after_kill(guarantees: Guarantees) -> str:
+    if guarantees.cleared_by_kernel:
+        return "nothing: the kernel clears secret pages when it frees them"
+    bytes_ = "the bytes, enciphered, and the parts of the key" if guarantees.enciphered_at_rest else "the bytes"
+    return f"{bytes_}, in freed memory, until it is used again (unless the kernel was booted with init_on_free=1)"
+
+
+def _why_not(guarantees: Guarantees, subject: Any) -> dict[str, str]:
+    mode = getattr(subject, "mode", "exclusive")
     flush = "asked for by mode='uncached'" if mode != "uncached" else "this machine or installation has no way to do it"
     if mode != "uncached" and not cachelines.available():
         flush = "this machine or installation has no way to do it"
     rest = "not asked for (at_rest=True)" if libsodium() is not None else "libsodium is not installed"
+    if isinstance(subject, SecretArea):
+        rest = "areas are never enciphered: their bytes can be read all the time; a Secret can be"
     why = {**_WHY, "cache_flushed": flush, "enciphered_at_rest": rest}
     missing = [name for name, holds in guarantees.as_dict().items() if not holds]
     return {name: why.get(name, "the backend does not promise it") for name in missing}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import inspect
 import re
+import sys
+import traceback
 
 import pytest
 
@@ -87,6 +89,15 @@ def test_messages_are_lower_case_without_full_stop() -> None:
         assert not str(error).endswith(".")
         assert "4096" in str(error)
         assert error.hint
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no notes")
+def test_remedy_is_shown_with_an_error_that_nobody_catches() -> None:
+    """A traceback ends with the remedy: Python prints an exception's notes."""
+    error = LockLimitExceeded(8, used=1, limit=4)
+    shown = "".join(traceback.format_exception_only(error))
+    assert shown.splitlines()[-1] == f"hint: {error.hint}"
+    assert "hint" not in "".join(traceback.format_exception_only(SecretFSError("without one")))
 
 
 def test_file_error_is_its_errno_and_nothing_else() -> None:

@@ -195,13 +195,23 @@ def test_protection(backend: str) -> None:
         assert told["core_limit"] == (None if core == resource.RLIM_INFINITY else core)
         assert told["blocks_hibernation"] == ("secretmem" in Path("/proc/self/maps").read_text(encoding="utf-8"))
         assert ("nothing" in told["after_kill"]) == subject.guarantees.cleared_by_kernel
+        assert "enciphered, and" not in told["after_kill"]
         for name in Guarantees.names():
             assert name in str(report)
         with pytest.raises(dataclasses.FrozenInstanceError):
             report.backend = "better"  # type: ignore[misc]
+    assert "at_rest=True" in protection(secret).why_not["enciphered_at_rest"]
+    assert "areas are never enciphered" in protection(area).why_not["enciphered_at_rest"]
     area.close()
     with pytest.raises(TypeError, match="not bytes"):
         protection(b"x")
+
+
+def test_protection_of_what_is_inherited_or_at_rest() -> None:
+    """What a child is given is said to be inherited, and of a secret at rest a kill leaves the enciphered bytes."""
+    assert "to be inherited" in protection(Secret(9, inherit=True)).why_not["unforkable"]
+    left = protection(Secret(9, backend="emulator", at_rest=True)).after_kill
+    assert left.startswith("the bytes, enciphered, and the parts of the key")
 
 
 def test_protection_of_the_process() -> None:
