@@ -7,33 +7,13 @@ import os
 import select
 import socket
 import struct
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounts import Mounted
-from workers import Peer, wait_until, working
+from sharedmount import here, mount
+from workers import Peer, working
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    """One mount for the module."""
-    with Mounted(tmp_path_factory.mktemp("events") / "mnt") as mounted:
-        yield mounted
-
-
-@pytest.fixture
-def here(mount: Mounted) -> Iterator[Path]:
-    """An empty directory in the mount, which must give back all that it held."""
-    before = mount.held()
-    folder = mount.path / "here"
-    folder.mkdir()
-    yield folder
-    subprocess.run(["rm", "-rf", folder], check=True)
-    wait_until(lambda: mount.held() == before)  # the kernel closes what a process that ended had open in its own time
 
 
 def test_poll(here: Path) -> None:

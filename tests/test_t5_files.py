@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import random
 import resource
 import stat
 import subprocess
@@ -15,15 +14,9 @@ from pathlib import Path
 
 import pytest
 from mounts import ROOT, Mounted
+from sharedmount import mount, noise
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    """One mount for the module."""
-    with Mounted(tmp_path_factory.mktemp("files") / "mnt") as mounted:
-        yield mounted
 
 
 @pytest.fixture
@@ -47,11 +40,6 @@ def pages_free(path: Path) -> int:
     status = os.statvfs(path)
     assert status.f_frsize == 4096
     return status.f_bavail
-
-
-def noise(size: int) -> bytes:
-    """Bytes that repeat nowhere, the same each time."""
-    return random.Random(size).randbytes(size)
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 4095, 4096, 4097, 65536, 100_000, MIB + 1, 3 * MIB])

@@ -12,19 +12,13 @@ from pathlib import Path
 
 import pytest
 from mounts import Mounted
+from sharedmount import mount
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _HEAD = struct.Struct("QqHB")  # of struct linux_dirent64: inode, position of the next entry, length, type
 _NAME = 19
 _GETDENTS64 = {"x86_64": 217}.get(os.uname().machine, 61)
 DOTS = [".", ".."]
-
-
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    """One mount for the module."""
-    with Mounted(tmp_path_factory.mktemp("listing") / "mnt") as mounted:
-        yield mounted
 
 
 @pytest.fixture

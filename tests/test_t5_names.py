@@ -20,13 +20,7 @@ from mounts import (
     Mounted,
     renameat2,
 )
-
-
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    """One mount for the module."""
-    with Mounted(tmp_path_factory.mktemp("names") / "mnt") as mounted:
-        yield mounted
+from sharedmount import mount
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from mounts import PATIENCE, Mounted
+from sharedmount import mount
 
 PAGE = 4096
 SIZE = 5 * PAGE
@@ -45,13 +46,6 @@ class Watch:
         while self.pages():
             assert time.monotonic() < end, f"{self.pages()} pages of the file stay in the page cache"
             os.sched_yield()
-
-
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    """One mount for the module."""
-    with Mounted(tmp_path_factory.mktemp("pagecache") / "mnt") as mounted:
-        yield mounted
 
 
 @pytest.fixture

@@ -13,18 +13,12 @@ from pathlib import Path
 
 import pytest
 from mounts import Mounted
+from sharedmount import mount
 from workers import Peer, Worker, wait_until, working
 
 MIB = 1 << 20
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    """One mount for the module."""
-    with Mounted(tmp_path_factory.mktemp("clients") / "mnt") as mounted:
-        yield mounted
 
 
 @pytest.fixture
