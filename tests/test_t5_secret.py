@@ -171,12 +171,12 @@ def test_files(kind: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("strip", [False, True])
-def test_what_is_read_is_as_it_was_asked_for(tmp_path: Path, strip: bool) -> None:
+def test_what_is_read_is_as_it_was_asked_for(kind: dict, tmp_path: Path, strip: bool) -> None:
     """A secret from a file has pages of its own, or is inherited, if that was asked for."""
     path = tmp_path / "key"
     path.write_bytes(b"sixteen bytes...\n")
-    assert Secret.read(path, strip_newline=strip, alone=True)._cell.slab.cells == 1
-    inherited = Secret.read(path, strip_newline=strip, inherit=True)
+    assert Secret.read(path, strip_newline=strip, alone=True, **kind)._cell.slab.cells == 1
+    inherited = Secret.read(path, strip_newline=strip, inherit=True, **kind)
     expected = path.read_bytes()[: 16 if strip else 17]
     assert in_child(lambda: content(inherited) == expected)
 

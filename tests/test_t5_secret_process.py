@@ -209,7 +209,7 @@ def test_protection(backend: str) -> None:
 
 def test_protection_of_what_is_inherited_or_at_rest() -> None:
     """What a child is given is said to be inherited, and of a secret at rest a kill leaves the enciphered bytes."""
-    assert "to be inherited" in protection(Secret(9, inherit=True)).why_not["unforkable"]
+    assert "to be inherited" in protection(Secret(9, backend="emulator", inherit=True)).why_not["unforkable"]
     left = protection(Secret(9, backend="emulator", at_rest=True)).after_kill
     assert left.startswith("the bytes, enciphered, and the parts of the key")
 
