@@ -159,6 +159,9 @@ class _Mount:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends or a signal comes."""
         from secretfs.fuse import STATUS, Operations
 
+        counts = self._session.name_counts()
+        if counts is not None:
+            self._filesystem.watch_names(counts)
         operations = Operations(
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
