@@ -22,6 +22,7 @@ from typing import Any
 
 from secretfs import attach, budget, cgroup, libc, registry
 from secretfs.area import wipe_all
+from secretfs.confine import confine
 from secretfs.errors import BackendUnavailable, LimitError, SecretFSError, UsageError
 from secretfs.filesystem import Filesystem
 from secretfs.interface import Guarantees
@@ -167,6 +168,8 @@ class _Mount:
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
             ready=self._ready, shim=self._session.loaded(), fast=self._session.fast_files(),
         )  # fmt: skip
+        for failure in confine():
+            log.warning("%s", failure)
         self._session.serve(fd, operations, lambda: _ask_to_detach(self._channel))
 
     def close(self) -> None:
