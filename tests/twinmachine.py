@@ -224,6 +224,14 @@ class TwinMachine(TwinBase):
     def ftruncate(self, user: int, pick: int, size: int) -> None:
         self.on(user, pick, "truncate", size)
 
+    @rule(user=USER, pick=PICK, far=OFFSET, size=OFFSET, near=OFFSET, length=LENGTH)
+    def punch(self, user: int, pick: int, far: int, size: int, near: int, length: int) -> None:
+        """Holes are made by writing far out, cut, and written into."""
+        self.on(user, pick, "pwrite", self.data(length), far)
+        self.on(user, pick, "truncate", size)
+        self.on(user, pick, "pwrite", self.data(length), near)
+        self.on(user, pick, "pread", 70_000, 0)
+
     @rule(user=USER, pick=PICK)
     def close(self, user: int, pick: int) -> None:
         handle = self.handle(user, pick)
