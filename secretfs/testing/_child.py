@@ -97,7 +97,11 @@ def _arguments(item: pytest.Item) -> list[str]:
 def _read(config: pytest.Config, path: Path) -> Iterator[Any]:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
-            yield config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
+            data = json.loads(line)
+            for name in ("location", "longrepr"):  # JSON has no tuples; pytest tells a skip's reason by one
+                if isinstance(data.get(name), list):
+                    data[name] = tuple(data[name])
+            yield config.hook.pytest_report_from_serializable(config=config, data=data)
 
 
 def _broken_off(
@@ -105,7 +109,7 @@ def _broken_off(
     done: subprocess.CompletedProcess[str],
 ) -> pytest.TestReport:  # fmt: skip
     """What is reported of a test that has no last report of its own."""
-    longrepr: Any = f"the test's process ended with {done.returncode} in the mode {mode.text!r}; it said:\n{done.stdout}"
+    longrepr: Any = f"the test's process ended with {done.returncode} in mode {mode.text!r}; it said:\n{done.stdout}"
     outcome: Any = "failed"
     if not tests and collected:
         longrepr, outcome = collected[-1].longrepr, collected[-1].outcome
