@@ -1,0 +1,81 @@
+"""The table: which system calls are looked at, when, and what answers them. What is not here is never touched.
+
+`when` becomes part of the BPF filter, which decides by numbers alone and so quickly; `handler` decides about the few
+calls that are left. A call whose descriptor turns out to be no secret is carried out by the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from secretfs_emulator.supervisor import descriptors, numbers, pinning, secret, transfer
+from secretfs_emulator.supervisor.bpf import Asked, absent, always, descriptor, mapped
+from secretfs_emulator.supervisor.call import Handler
+
+__all__ = ["CREATION", "EMULATION", "NO_IO_URING", "Treatment", "by_number"]
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """When a call is looked at, and by what."""
+
+    when: Asked
+    handler: Handler | None = None
+
+
+FIRST = descriptor(0)
+FIRST_OR_SECOND = descriptor(0, 1)
+FIRST_OR_THIRD = descriptor(0, 2)
+EINVAL = transfer.fails(errno.EINVAL)
+EOPNOTSUPP = transfer.fails(errno.EOPNOTSUPP)
+
+CREATION = {"memfd_secret": Treatment(always, secret.memfd_secret)}
+
+EMULATION = {
+    # making secrets
+    **CREATION,
+    "ftruncate": Treatment(FIRST, secret.ftruncate),
+    "mmap": Treatment(mapped, secret.mmap),
+    # the descriptor itself
+    "dup": Treatment(FIRST, descriptors.dup),
+    "fcntl": Treatment(FIRST, descriptors.fcntl),
+    "ioctl": Treatment(FIRST, descriptors.ioctl),
+    "fstatfs": Treatment(FIRST, transfer.fstatfs),
+    # bytes through the descriptor
+    "read": Treatment(FIRST, EINVAL),
+    "write": Treatment(FIRST, EINVAL),
+    "readv": Treatment(FIRST, EINVAL),
+    "writev": Treatment(FIRST, EINVAL),
+    "pread64": Treatment(FIRST, transfer.offset_fails(3)),
+    "pwrite64": Treatment(FIRST, transfer.offset_fails(3)),
+    "preadv": Treatment(FIRST, transfer.offset_fails(3)),
+    "pwritev": Treatment(FIRST, transfer.offset_fails(3)),
+    "preadv2": Treatment(FIRST, transfer.preadv2),
+    "pwritev2": Treatment(FIRST, transfer.preadv2),
+    "lseek": Treatment(FIRST, transfer.fails(errno.ESPIPE)),
+    "sendfile": Treatment(FIRST_OR_SECOND, transfer.sendfile),
+    "splice": Treatment(FIRST_OR_THIRD, transfer.splice),
+    "tee": Treatment(FIRST_OR_SECOND, transfer.tee),
+    "copy_file_range": Treatment(FIRST_OR_THIRD, transfer.copy_file_range),
+    # the file
+    "fallocate": Treatment(FIRST, EOPNOTSUPP),
+    "fsetxattr": Treatment(FIRST, EOPNOTSUPP),
+    "fsync": Treatment(FIRST, EINVAL),
+    "fdatasync": Treatment(FIRST, EINVAL),
+    "readahead": Treatment(FIRST, EINVAL),
+    # the pages
+    "vmsplice": Treatment(always, pinning.vmsplice),
+    "process_vm_readv": Treatment(always, pinning.process_vm),
+    "process_vm_writev": Treatment(always, pinning.process_vm),
+    "ptrace": Treatment(pinning.WHEN_PEEKING, pinning.ptrace),
+}
+
+NO_IO_URING = {"io_uring_setup": Treatment(absent)}
+"""With memfds: io_uring reads a file without asking any filter."""
+
+
+def by_number(table: dict[str, Treatment]) -> dict[int, Treatment]:
+    """The table for this machine, by the numbers of its calls."""
+    found = {numbers.number(name): treatment for name, treatment in table.items()}
+    return {number: treatment for number, treatment in found.items() if number is not None}

@@ -1,0 +1,184 @@
+"""Three processes: ours, which follows the command; the supervisor; the command, which is the supervisor's child.
+
+    secretfs run (follow.py)  ->  supervisor (serve.py)  ->  CMD
+
+The supervisor is an ancestor of all it looks at, as the security module yama may demand, and may outlive us: daemons
+that the command leaves behind are still answered. The first process has nothing to do but to wait, so it can be stopped
+with the command, and killed without harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from secretfs import libc
+from secretfs_emulator.supervisor import become, follow, system
+from secretfs_emulator.supervisor.failure import RunError
+
+__all__ = ["Job", "launch"]
+
+_UNKNOWN_FLAG = 0x40000000
+_DRAINED_WITHIN = 0.1
+_IGNORED = {
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGTSTP,
+    signal.SIGTTOU,
+    signal.SIGTTIN,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the processes do.
+
+    Attributes:
+        command: to be executed.
+        program: the filter.
+        prepare: called in the command's process first.
+        serve: called with the listener in the supervisor, begins to answer; returns a function that waits so many
+            seconds at most for the end of all supervised processes and tells whether it has come.
+        report: the text for the user at the end, or "".
+        keep: descriptors that the supervisor needs.
+        emulates: whether memfd_secret(2) must reach the supervisor.
+    """
+
+    command: tuple[str, ...]
+    program: bytes
+    prepare: Callable[[], None]
+    serve: Callable[[int], Callable[[float | None], bool]]
+    report: Callable[[], str]
+    keep: tuple[int, ...] = ()
+    emulates: bool = True
+
+
+def launch(job: Job) -> int:
+    """Run the command; returns the exit code to end with.
+
+    Raises:
+        RunError: it was not started.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, follow.FOLLOWED)
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        _never_return(lambda: _supervise(job, its, mask))
+    its.close()
+    return follow.follow(ours, pid)
+
+
+def _never_return(run: Callable[[], object]) -> NoReturn:
+    """Run the part of a forked process; nothing of the caller's is carried out in it."""
+    try:
+        run()
+    except BaseException:  # noqa: BLE001 - its parent tells that it ended too early
+        os._exit(1)
+    os._exit(0)
+
+
+def _supervise(job: Job, boss: socket.socket, mask: set[int]) -> None:
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        _never_return(lambda: _become(job, its, mask))
+    its.close()
+    pidfd = os.pidfd_open(pid)
+    _withdraw(boss.fileno(), ours.fileno(), pidfd, *job.keep)
+    failure = _start(job, ours)
+    over: Callable[[float | None], bool] = failure if callable(failure) else lambda _: True
+    if not callable(failure):
+        os.waitpid(pid, 0)
+        boss.send(b"failed " + failure)
+        return
+    with contextlib.suppress(OSError):
+        socket.send_fds(boss, [b"started"], [pidfd])
+    os.close(pidfd)
+    code = _wait(pid, boss)
+    ended = over(_DRAINED_WITHIN)
+    with contextlib.suppress(OSError):  # nobody follows any more
+        if text := job.report():
+            boss.send(b"report " + text.encode())
+        boss.send(b"ended %d%s" % (code, b" last" if ended else b""))
+    boss.close()
+    over(None)
+
+
+def _withdraw(*keep: int) -> None:
+    """Leave the command's process group, its terminal and its files; keep others of the same user out."""
+    os.setpgid(0, 0)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    system.close_all_but(*keep)
+    os.chdir("/")
+    os.umask(0o077)
+    libc.set_dumpable(dumpable=False)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _start(job: Job, child: socket.socket) -> Callable[[float | None], bool] | bytes:
+    """Take the listener, begin to serve, let the child go on. Returns how to wait for the end, or why it failed."""
+    over = None
+    while True:
+        message, fds, _, _ = socket.recv_fds(child, 1 << 16, 1)
+        if message == b"listener":
+            over = job.serve(fds[0])
+            child.send(b"go")
+        elif message:
+            return message
+        else:
+            return over if over is not None else b"125\0the command's process was killed before it could begin\0"
+
+
+def _wait(pid: int, boss: socket.socket) -> int:
+    """Wait for the command's end and pass on its stops. Returns the exit code as a shell has it."""
+    while True:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            with contextlib.suppress(OSError):
+                boss.send(b"stopped %d" % os.WSTOPSIG(status))
+        elif os.WIFSIGNALED(status):
+            return 128 + os.WTERMSIG(status)
+        else:
+            return os.WEXITSTATUS(status)
+
+
+def _become(job: Job, supervisor: socket.socket, mask: set[int]) -> None:
+    try:
+        job.prepare()
+        listener = become.install(job.program, listener=True)
+        socket.send_fds(supervisor, [b"listener"], [listener])
+        os.close(listener)
+        supervisor.recv(16)
+        if job.emulates:
+            _check_that_we_are_asked()
+        become.execute(job.command, mask)
+    except RunError as error:
+        supervisor.send(f"{error.exit_code}\0{error}\0{error.hint}".encode(errors="replace"))
+
+
+def _check_that_we_are_asked() -> None:
+    """A filter that was there before us may answer memfd_secret by itself; it then outranks ours."""
+    try:
+        system.raw("memfd_secret", _UNKNOWN_FLAG)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return
+        raise RunError(
+            f"memfd_secret cannot be emulated: a seccomp filter that is in force already answers it with "
+            f"{errno.errorcode.get(error.errno or 0, str(error.errno))}, most likely a container's",
+            hint="allow memfd_secret in that profile, for example docker run --security-opt seccomp=PROFILE.json",
+        ) from error
