@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 
 from secretfs_emulator.supervisor import numbers
@@ -87,7 +88,11 @@ def fsopen_tmpfs(options: dict[str, str | None]) -> int:
             else:
                 raw("fsconfig", context, FSCONFIG_SET_STRING, name.encode(), value.encode(), 0)
         raw("fsconfig", context, FSCONFIG_CMD_CREATE, None, None, 0)
-        return raw("fsmount", context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
+        mount = raw("fsmount", context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
+        try:  # which fanotify_mark(2) does not take: it is a path only (O_PATH)
+            return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+        finally:
+            os.close(mount)
     finally:
         os.close(context)
 
@@ -157,5 +162,5 @@ def _transfer(call: ctypes._CFuncPtr, pid: int, address: int, data: bytearray) -
 def close_all_but(*keep: int) -> None:
     """Close every descriptor above the standard streams but `keep`."""
     edges = [2, *sorted(fd for fd in keep if fd > 2), os.sysconf("SC_OPEN_MAX")]
-    for lower, upper in zip(edges, edges[1:], strict=False):
+    for lower, upper in itertools.pairwise(edges):
         os.closerange(lower + 1, upper)
