@@ -52,7 +52,6 @@ static void ring_requests(struct ring *ring, const struct area *two) {
     struct iovec buffer = {two->map, PAGE};
     SAY("uring.read", request(ring, ON(IORING_OP_READ, two->fd, ordinary, 16)));
     SAY("uring.write", request(ring, ON(IORING_OP_WRITE, two->fd, ordinary, 16)));
-    SAY("uring.fsync", request(ring, ON(IORING_OP_FSYNC, two->fd, NULL, 0)));
     SAY("uring.into_secret", request(ring, ON(IORING_OP_READ, zero, two->map, 16)));
     SAY("uring.from_secret", request(ring, ON(IORING_OP_WRITE, null, two->map, 16)));
     SAY("uring.register_secret", syscall(SYS_io_uring_register, ring->fd, IORING_REGISTER_BUFFERS, &buffer, 1));

@@ -60,6 +60,7 @@ static void locks(int fd) {
     SAY("flock.release", flock(fd, LOCK_UN));
     SAY("lease.read", fcntl(fd, F_SETLEASE, F_RDLCK));
     SAY("lease.write", fcntl(fd, F_SETLEASE, F_WRLCK));
+    SAY("lease.give_back", fcntl(fd, F_SETLEASE, F_UNLCK));
     SAY("lease.get", fcntl(fd, F_GETLEASE));
     SAY("seals.get", fcntl(fd, F_GET_SEALS));
     SAY("seals.add", fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));

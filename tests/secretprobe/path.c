@@ -2,7 +2,6 @@
 #include "probe.h"
 
 #include <sys/inotify.h>
-#include <sys/xattr.h>
 
 static char link_of[64];
 
@@ -10,8 +9,6 @@ static void reopened(void) {
     char other[64];
     struct stat said;
     SAY_OPENED("reopen.read", open(link_of, O_RDONLY));
-    SAY_OPENED("reopen.write", open(link_of, O_RDWR));
-    SAY_OPENED("reopen.truncate", open(link_of, O_RDWR | O_TRUNC));
     SAY_OPENED("reopen.path", open(link_of, O_PATH));
     snprintf(other, sizeof other, "/dev/fd/%s", link_of + strlen("/proc/self/fd/"));
     SAY_OPENED("reopen.dev_fd", open(other, O_RDONLY));
@@ -33,7 +30,6 @@ static void by_name(const struct area *of) {
     SAY("truncate", truncate(link_of, (off_t)of->size));
     SAY("chmod", chmod(link_of, 0600));
     SAY("rename", rename(link_of, "/tmp/probe-never"));
-    SAY("setxattr", setxattr(link_of, "user.a", "x", 1, 0));
     SAY("execve", execve(link_of, (char *[]){link_of, NULL}, (char *[]){NULL}));
     int watch = inotify_init1(IN_CLOEXEC);
     SAY("inotify", inotify_add_watch(watch, link_of, IN_MODIFY));
@@ -92,8 +88,7 @@ static void map_files(const struct area *of) {
     char name[96];
     snprintf(name, sizeof name, "/proc/self/map_files/%lx-%lx", (unsigned long)of->map,
              (unsigned long)of->map + of->size);
-    SAY_OPENED("map_files.read", open(name, O_RDONLY));
-    SAY_OPENED("map_files.write", open(name, O_RDWR));
+    SAY_OPENED("reopen.map_files", open(name, O_RDWR));
 }
 
 static long locked_kib(void) {

@@ -10,49 +10,96 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from secretfs_emulator.supervisor import target
 from secretfs_emulator.supervisor.bpf import among
 from secretfs_emulator.supervisor.call import Call
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
 
-__all__ = ["WHEN_PEEKING", "process_vm", "ptrace", "vmsplice"]
+__all__ = [
+    "WHEN_PEEKING",
+    "WHEN_REGISTERING",
+    "ZERO_COPY",
+    "io_uring_register",
+    "process_vm",
+    "ptrace",
+    "secret_ranges",
+    "sendmsg",
+    "sendto",
+    "touches",
+    "vmsplice",
+]
 
 WHEN_PEEKING = among(0, 1, 2, 4, 5)  # PTRACE_PEEKTEXT, PEEKDATA, POKETEXT, POKEDATA
+WHEN_REGISTERING = among(1, 0)  # IORING_REGISTER_BUFFERS
+ZERO_COPY = 0x4000000  # MSG_ZEROCOPY
 _IOVEC = struct.Struct("=QQ")
 _IOV_MAX = 1024
 _WORD = 8
+_MESSAGE = struct.Struct("=16xQQ")  # struct msghdr: msg_iov, msg_iovlen
 
 Range = tuple[int, int]
 
 
 def vmsplice(call: Call) -> Answer:
     """vmsplice(2) into a pipe pins the pages; out of one it copies, which is allowed."""
-    if not _any(call):
+    if not call.has_secrets():
         return CONTINUE
     with contextlib.suppress(OSError):
         if target.flags_of(call.pid, call.number(0)) & os.O_ACCMODE == os.O_RDONLY:
             return CONTINUE
-        if _touches(secret_ranges(call, call.pid), _iovecs(call, 1, 2)):
+        if touches(secret_ranges(call, call.pid), _iovecs(call, 1, 2)):
             return fail(errno.EFAULT)
     return CONTINUE
 
 
 def process_vm(call: Call) -> Answer:
     """process_vm_readv(2) and process_vm_writev(2): the pages of the other process are pinned, our own are not."""
-    if not _any(call):
+    if call.arguments[5]:
+        return fail(errno.EINVAL)
+    if not call.has_secrets():
         return CONTINUE
     with contextlib.suppress(OSError):
         remote = _iovecs(call, 3, 4)
-        if remote and _touches(_ranges_of_other(call, call.number(0)), remote):
+        if remote and touches(_ranges_of_other(call, call.number(0)), remote):
+            return fail(errno.EFAULT)
+    return CONTINUE
+
+
+def io_uring_register(call: Call) -> Answer:
+    """io_uring_register(2) of buffers pins them for as long as the ring exists."""
+    return _refuse_pinning(call, lambda: _iovecs(call, 2, 3))
+
+
+def sendto(call: Call) -> Answer:
+    """send(2) and sendto(2) with MSG_ZEROCOPY."""
+    first, length = call.arguments[1], call.arguments[2]
+    return _refuse_pinning(call, lambda: [(first, first + length)])
+
+
+def sendmsg(call: Call) -> Answer:
+    """sendmsg(2) with MSG_ZEROCOPY."""
+    return _refuse_pinning(call, lambda: _message(call))
+
+
+def _message(call: Call) -> list[Range]:
+    header = target.memory(call.pid, call.arguments[1], _MESSAGE.size)
+    return _array(call, *_MESSAGE.unpack(header)) if header is not None else []
+
+
+def _refuse_pinning(call: Call, ranges: Callable[[], list[Range]]) -> Answer:
+    if not call.has_secrets():
+        return CONTINUE
+    with contextlib.suppress(OSError):
+        if touches(secret_ranges(call, call.pid), ranges()):
             return fail(errno.EFAULT)
     return CONTINUE
 
 
 def ptrace(call: Call) -> Answer:
     """ptrace(2) PEEK and POKE by whom the kernel would let: EIO on a secret."""
-    if not _any(call):
+    if not call.has_secrets():
         return CONTINUE
     address = call.arguments[2]
     with contextlib.suppress(OSError):
@@ -60,14 +107,10 @@ def ptrace(call: Call) -> Answer:
         if (
             other is not None
             and _traced_by(other, call.pid)
-            and _touches(_ranges_of_other(call, call.number(1)), [(address, address + _WORD)])
+            and touches(_ranges_of_other(call, call.number(1)), [(address, address + _WORD)])
         ):
             return fail(errno.EIO)
     return CONTINUE
-
-
-def _any(call: Call) -> bool:
-    return call.session.backing is not None and bool(call.session.backing.areas)
 
 
 def secret_ranges(call: Call, pid: int) -> list[Range]:
@@ -97,15 +140,19 @@ def _traced_by(pid: int, tracer: int) -> bool:
 
 
 def _iovecs(call: Call, pointer: int, count: int) -> list[Range]:
+    return _array(call, call.arguments[pointer], call.arguments[count])
+
+
+def _array(call: Call, address: int, entries: int) -> list[Range]:
     """The ranges that an array of struct iovec names; none if there are too many, or they cannot be read."""
-    entries = call.arguments[count]
     if not 0 < entries <= _IOV_MAX:
         return []
-    data = target.memory(call.pid, call.arguments[pointer], entries * _IOVEC.size)
+    data = target.memory(call.pid, address, entries * _IOVEC.size)
     if data is None:
         return []
     return [(base, base + length) for base, length in _IOVEC.iter_unpack(data) if length]
 
 
-def _touches(secrets: Sequence[Range], ranges: Sequence[Range]) -> bool:
+def touches(secrets: Sequence[Range], ranges: Sequence[Range]) -> bool:
+    """Whether a byte of one is a byte of the other."""
     return any(start < last and end > first for start, end in ranges for first, last in secrets)
