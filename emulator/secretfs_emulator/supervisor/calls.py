@@ -77,6 +77,7 @@ EMULATION = {
     "sendto": Treatment(with_bit(3, pinning.ZERO_COPY), pinning.sendto),
     "sendmsg": Treatment(with_bit(2, pinning.ZERO_COPY), pinning.sendmsg),
     "madvise": Treatment(locking.WHEN_LOCKED_MATTERS, locking.madvise),
+    "mprotect": Treatment(with_bit(2, locking.PROT_EXEC), locking.mprotect),
     "msync": Treatment(locking.WHEN_SYNCHRONOUS, locking.msync),
     "mlock": Treatment(always, locking.mlock),
     "mlock2": Treatment(always, locking.mlock),

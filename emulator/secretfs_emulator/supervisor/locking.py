@@ -1,4 +1,4 @@
-"""Calls about locked pages: the kernel locks the mappings of secret memory by itself, so that some advice fails there.
+"""Calls about mapped pages: the kernel locks the mappings of secret memory by itself, so that some advice fails there.
 
 MADV_DONTNEED, which fails as well, is not looked at: allocators give it too often to ask about each.
 """
@@ -14,7 +14,9 @@ from secretfs_emulator.supervisor.call import Call
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
 from secretfs_emulator.supervisor.secret import fits
 
-__all__ = ["WHEN_LOCKED_MATTERS", "WHEN_SYNCHRONOUS", "madvise", "mlock", "msync"]
+__all__ = ["PROT_EXEC", "WHEN_LOCKED_MATTERS", "WHEN_SYNCHRONOUS", "madvise", "mlock", "mprotect", "msync"]
+
+PROT_EXEC = 4
 
 _MS_ASYNC, _MS_INVALIDATE, _MS_SYNC = 1, 2, 4
 WHEN_LOCKED_MATTERS = among(2, 9, 20, 21, 22, 23)  # MADV_REMOVE, COLD, PAGEOUT, POPULATE_READ, POPULATE_WRITE
@@ -31,6 +33,11 @@ def msync(call: Call) -> Answer:
     if not _on_secret(call):
         return CONTINUE
     return fail(errno.EBUSY if call.number(2) & _MS_INVALIDATE else errno.EINVAL)
+
+
+def mprotect(call: Call) -> Answer:
+    """mprotect(2) with PROT_EXEC; the tmpfs refuses it by itself, memfds do not."""
+    return fail(errno.EACCES) if _on_secret(call) else CONTINUE
 
 
 def mlock(call: Call) -> Answer:

@@ -19,6 +19,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "open": (2, None),
     "lseek": (8, 62),
     "mmap": (9, 222),
+    "mprotect": (10, 226),
     "ioctl": (16, 29),
     "pread64": (17, 67),
     "pwrite64": (18, 68),
