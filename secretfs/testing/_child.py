@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,12 +105,19 @@ def _read(config: pytest.Config, path: Path) -> Iterator[Any]:
             yield config.hook.pytest_report_from_serializable(config=config, data=data)
 
 
+def _end(code: int) -> str:
+    """How a process ended whose exit code, or whose supervisor's, is `code`."""
+    number = -code if code < 0 else code - 128
+    known = number in set(signal.Signals)
+    return f"was ended by {signal.Signals(number).name}" if known else f"ended with {code}"
+
+
 def _broken_off(
     item: pytest.Item, mode: Mode, tests: list[pytest.TestReport], collected: list[pytest.CollectReport],
     done: subprocess.CompletedProcess[str],
 ) -> pytest.TestReport:  # fmt: skip
     """What is reported of a test that has no last report of its own."""
-    longrepr: Any = f"the test's process ended with {done.returncode} in mode {mode.text!r}; it said:\n{done.stdout}"
+    longrepr: Any = f"the test's process {_end(done.returncode)} in mode {mode.text!r}; it said:\n{done.stdout}"
     outcome: Any = "failed"
     if not tests and collected:
         longrepr, outcome = collected[-1].longrepr, collected[-1].outcome

@@ -68,7 +68,8 @@ def parse(text: str) -> Mode:
     if name == "failing" and len(values) <= 2:
         after, code = (*values, *("0", "EPERM")[len(values) :])
         if after.isdecimal() and hasattr(errno, code):
-            return Mode(name, ("--fail-after", after, "--errno", code), f"{name}:{after}:{code}")
+            first = ("--fail-after", after) if int(after) else ("--without",)  # which takes no supervisor
+            return Mode(name, (*first, "--errno", code), f"{name}:{after}:{code}")
     raise ModeError(f"there is no mode {text!r} of secret memory; there are {', '.join(MODES)}")
 
 
