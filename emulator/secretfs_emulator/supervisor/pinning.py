@@ -17,7 +17,7 @@ from secretfs_emulator.supervisor.bpf import among
 from secretfs_emulator.supervisor.call import Call
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
 
-__all__ = ["WHEN_PEEKING", "process_vm", "ptrace", "vmsplice"]
+__all__ = ["WHEN_PEEKING", "process_vm", "ptrace", "secret_ranges", "touches", "vmsplice"]
 
 WHEN_PEEKING = among(0, 1, 2, 4, 5)  # PTRACE_PEEKTEXT, PEEKDATA, POKETEXT, POKEDATA
 _IOVEC = struct.Struct("=QQ")
@@ -34,7 +34,7 @@ def vmsplice(call: Call) -> Answer:
     with contextlib.suppress(OSError):
         if target.flags_of(call.pid, call.number(0)) & os.O_ACCMODE == os.O_RDONLY:
             return CONTINUE
-        if _touches(secret_ranges(call, call.pid), _iovecs(call, 1, 2)):
+        if touches(secret_ranges(call, call.pid), _iovecs(call, 1, 2)):
             return fail(errno.EFAULT)
     return CONTINUE
 
@@ -45,7 +45,7 @@ def process_vm(call: Call) -> Answer:
         return CONTINUE
     with contextlib.suppress(OSError):
         remote = _iovecs(call, 3, 4)
-        if remote and _touches(_ranges_of_other(call, call.number(0)), remote):
+        if remote and touches(_ranges_of_other(call, call.number(0)), remote):
             return fail(errno.EFAULT)
     return CONTINUE
 
@@ -60,7 +60,7 @@ def ptrace(call: Call) -> Answer:
         if (
             other is not None
             and _traced_by(other, call.pid)
-            and _touches(_ranges_of_other(call, call.number(1)), [(address, address + _WORD)])
+            and touches(_ranges_of_other(call, call.number(1)), [(address, address + _WORD)])
         ):
             return fail(errno.EIO)
     return CONTINUE
@@ -107,5 +107,6 @@ def _iovecs(call: Call, pointer: int, count: int) -> list[Range]:
     return [(base, base + length) for base, length in _IOVEC.iter_unpack(data) if length]
 
 
-def _touches(secrets: Sequence[Range], ranges: Sequence[Range]) -> bool:
+def touches(secrets: Sequence[Range], ranges: Sequence[Range]) -> bool:
+    """Whether any of the ranges has a byte of a secret."""
     return any(start < last and end > first for start, end in ranges for first, last in secrets)
