@@ -20,7 +20,7 @@ __all__ = ["Area", "Backing", "Key", "forget", "let_go", "lock_pages", "wipe_fil
 Key = tuple[int, int]
 """A file: st_dev and st_ino."""
 _ZEROS = bytes(1 << 16)
-SECRET_NAME = "secretmem"  # what /proc shows, as for the kernel's
+FILE_NAME = "secretmem"  # what /proc shows, as for the kernel's
 
 
 @dataclass

@@ -160,7 +160,7 @@ def absent_for(index: int, *values: int) -> Asked:
 
 
 def notifying(asked: Mapping[int, Asked], window: Window, architecture: int) -> bytes:
-    """The filter of the supervisor: numbers of calls, and what decides about each. Other architectures are let through."""
+    """The supervisor's filter: numbers of calls, and what decides about each. Other architectures are let through."""
     program = Program()
     program.emit(_LOAD, _ARCHITECTURE)
     program.equal(architecture, "", "other")

@@ -35,8 +35,8 @@ class Session:
     window: Window
     succeed: int | None = None  # so many more calls that make a secret succeed, then `failure`
     failure: int = errno.EMFILE
-    strict: bool = False
     modeless: set[Key] = field(default_factory=set)  # memfds that may yet become secrets (rfc2020.py)
+    memories: dict[Key, int] = field(default_factory=dict)  # open /proc/PID/mem: whose (strict.py)
     books: Books = field(default_factory=Books)
     counts: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -106,11 +106,15 @@ class Call:
             return fail(errno.EMFILE)
         if not self.waiting():
             return CONTINUE
-        answer = self.session.listener.put(self.id, fd, number, cloexec=cloexec)
+        return self.place(fd, number, cloexec=cloexec)
+
+    def place(self, fd: int, number: int, *, cloexec: bool, answer: int | None = None) -> Answer:
+        """Put our `fd` into the caller at this number, and answer with that, or with `answer`."""
+        given = self.session.listener.put(self.id, fd, number, cloexec=cloexec, answer=answer)
         if os.geteuid() != 0:
             about = os.fstat(fd)
             self.session.books.note(self.pid, number, (about.st_dev, about.st_ino))
-        return answer
+        return given
 
     def _free_number(self, least: int) -> int | None:
         window = self.session.window

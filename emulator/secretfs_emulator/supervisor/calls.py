@@ -9,11 +9,20 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from secretfs_emulator.supervisor import descriptors, locking, numbers, pinning, secret, transfer
-from secretfs_emulator.supervisor.bpf import Asked, absent, always, descriptor, mapped, with_bit
+from secretfs_emulator.supervisor import (
+    descriptors,
+    locking,
+    numbers,
+    pinning,
+    rfc2020,
+    secret,
+    strict,
+    transfer,
+)
+from secretfs_emulator.supervisor.bpf import Asked, absent, absent_for, always, among, descriptor, mapped, with_bit
 from secretfs_emulator.supervisor.call import Handler
 
-__all__ = ["CREATION", "EMULATION", "NO_IO_URING", "Treatment", "by_number"]
+__all__ = ["CREATION", "EMULATION", "NO_IO_URING", "RFC2020", "STRICT", "Treatment", "by_number"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,30 @@ EMULATION = {
     "mlock": Treatment(always, locking.mlock),
     "mlock2": Treatment(always, locking.mlock),
 }
+
+STRICT = {
+    "open": Treatment(always, strict.open_path),
+    "openat": Treatment(always, strict.openat),
+    "openat2": Treatment(always, strict.openat2),
+    "read": Treatment(FIRST, strict.guarded(EINVAL)),
+    "write": Treatment(FIRST, strict.guarded(EINVAL)),
+    "readv": Treatment(FIRST, strict.guarded(EINVAL, vector=True)),
+    "writev": Treatment(FIRST, strict.guarded(EINVAL, vector=True)),
+    "pread64": Treatment(FIRST, strict.guarded(transfer.offset_fails(3), offset=3)),
+    "pwrite64": Treatment(FIRST, strict.guarded(transfer.offset_fails(3), offset=3)),
+    "preadv": Treatment(FIRST, strict.guarded(transfer.offset_fails(3), offset=3, vector=True)),
+    "pwritev": Treatment(FIRST, strict.guarded(transfer.offset_fails(3), offset=3, vector=True)),
+    "preadv2": Treatment(FIRST, strict.guarded(transfer.preadv2, offset=3, vector=True)),
+    "pwritev2": Treatment(FIRST, strict.guarded(transfer.preadv2, offset=3, vector=True)),
+}
+"""What --strict adds, and changes."""
+
+RFC2020 = {
+    "memfd_create": Treatment(among(1, rfc2020.MFD_SECRET, rfc2020.MFD_SECRET | 1), rfc2020.memfd_create),
+    "ioctl": Treatment(FIRST, rfc2020.ioctl),
+    "process_madvise": Treatment(absent_for(0, 1, 2)),
+}
+"""What --rfc2020 adds, and changes. 1 and 2 are the modes that programs gave to system call 440."""
 
 NO_IO_URING = {"io_uring_setup": Treatment(absent)}
 """With memfds: io_uring reads a file without asking any filter."""

@@ -11,13 +11,13 @@ from secretfs_emulator.supervisor import system, target
 from secretfs_emulator.supervisor.call import Call
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
-__all__ = ["dup", "fcntl", "ioctl"]
+__all__ = ["GENERIC", "dup", "fcntl", "ioctl"]
 
 _ADD_SEALS, _GET_SEALS = 1033, 1034
 _DUPLICATES = (constants.F_DUPFD, constants.F_DUPFD_CLOEXEC)
 _LOOKED_AT = (*_DUPLICATES, _ADD_SEALS, _GET_SEALS, constants.F_SETLEASE, constants.F_SETFL)
 # What the kernel answers for every file, before it asks the file system (do_vfs_ioctl).
-_GENERIC = {
+GENERIC = {
     0x5450, 0x5451, 0x5421, 0x5452, 0x5460,  # FIONCLEX, FIOCLEX, FIONBIO, FIOASYNC, FIOQSIZE
     2,  # FIGETBSZ; but not FIONREAD: it is for files that are not anonymous
     0xC0045877, 0xC0045878,  # FIFREEZE, FITHAW
@@ -52,7 +52,7 @@ def fcntl(call: Call) -> Answer:
 
 def ioctl(call: Call) -> Answer:
     """ioctl(2): only what is the same for every file."""
-    if call.arguments[1] & 0xFFFFFFFF in _GENERIC or call.secret() is None:
+    if call.arguments[1] & 0xFFFFFFFF in GENERIC or call.secret() is None:
         return CONTINUE
     return fail(errno.ENOTTY)
 

@@ -38,10 +38,10 @@ def follow(supervisor: socket.socket, supervisor_pid: int) -> int:
     _let_go(supervisor.fileno(), signals)
     pidfd = -1
     while True:
-        ready, _, _ = select.select([supervisor, signals], [], [])
+        ready, _, _ = select.select([supervisor.fileno(), signals], [], [])
         if signals in ready:
             _pass_on(os.read(signals, _INFO.size), pidfd)
-        if supervisor in ready:
+        if supervisor.fileno() in ready:
             message, fds, _, _ = socket.recv_fds(supervisor, _LONGEST_MESSAGE, 1)
             word, _, rest = message.decode(errors="replace").partition(" ")
             if word == "started":

@@ -22,6 +22,7 @@ from typing import NoReturn
 from secretfs import libc
 from secretfs_emulator.supervisor import become, follow, system
 from secretfs_emulator.supervisor.failure import RunError
+from secretfs_emulator.supervisor.serve import Service
 
 __all__ = ["Job", "launch"]
 
@@ -46,20 +47,17 @@ class Job:
         command: to be executed.
         program: the filter.
         prepare: called in the command's process first.
-        serve: called with the listener in the supervisor, begins to answer; returns a function that waits so many
-            seconds at most for the end of all supervised processes and tells whether it has come.
+        serve: called with the listener in the supervisor; begins to answer.
         report: the text for the user at the end, or "".
         keep: descriptors that the supervisor needs.
-        emulates: whether memfd_secret(2) must reach the supervisor.
     """
 
     command: tuple[str, ...]
     program: bytes
     prepare: Callable[[], None]
-    serve: Callable[[int], Callable[[float | None], bool]]
+    serve: Callable[[int], Service]
     report: Callable[[], str]
     keep: tuple[int, ...] = ()
-    emulates: bool = True
 
 
 def launch(job: Job) -> int:
@@ -94,23 +92,22 @@ def _supervise(job: Job, boss: socket.socket, mask: set[int]) -> None:
     its.close()
     pidfd = os.pidfd_open(pid)
     _withdraw(boss.fileno(), ours.fileno(), pidfd, *job.keep)
-    failure = _start(job, ours)
-    over: Callable[[float | None], bool] = failure if callable(failure) else lambda _: True
-    if not callable(failure):
+    service = _start(job, ours)
+    if isinstance(service, bytes):
         os.waitpid(pid, 0)
-        boss.send(b"failed " + failure)
+        boss.send(b"failed " + service)
         return
     with contextlib.suppress(OSError):
         socket.send_fds(boss, [b"started"], [pidfd])
     os.close(pidfd)
     code = _wait(pid, boss)
-    ended = over(_DRAINED_WITHIN)
+    ended = service.over(_DRAINED_WITHIN)
     with contextlib.suppress(OSError):  # nobody follows any more
         if text := job.report():
             boss.send(b"report " + text.encode())
         boss.send(b"ended %d%s" % (code, b" last" if ended else b""))
     boss.close()
-    over(None)
+    service.over(None)
 
 
 def _withdraw(*keep: int) -> None:
@@ -129,18 +126,18 @@ def _withdraw(*keep: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _start(job: Job, child: socket.socket) -> Callable[[float | None], bool] | bytes:
-    """Take the listener, begin to serve, let the child go on. Returns how to wait for the end, or why it failed."""
-    over = None
+def _start(job: Job, child: socket.socket) -> Service | bytes:
+    """Take the listener, begin to serve, let the child go on. Returns why the command was not executed, if so."""
+    service: Service | None = None
     while True:
         message, fds, _, _ = socket.recv_fds(child, 1 << 16, 1)
         if message == b"listener":
-            over = job.serve(fds[0])
+            service = job.serve(fds[0])
             child.send(b"go")
         elif message:
             return message
         else:
-            return over if over is not None else b"125\0the command's process was killed before it could begin\0"
+            return service or b"125\0the command's process was killed before it could begin\0"
 
 
 def _wait(pid: int, boss: socket.socket) -> int:
@@ -163,8 +160,7 @@ def _become(job: Job, supervisor: socket.socket, mask: set[int]) -> None:
         socket.send_fds(supervisor, [b"listener"], [listener])
         os.close(listener)
         supervisor.recv(16)
-        if job.emulates:
-            _check_that_we_are_asked()
+        _check_that_we_are_asked()
         become.execute(job.command, mask)
     except RunError as error:
         supervisor.send(f"{error.exit_code}\0{error}\0{error.hint}".encode(errors="replace"))

@@ -11,7 +11,7 @@ import os
 import struct
 
 from secretfs_emulator.supervisor import system
-from secretfs_emulator.supervisor.backing import SECRET_NAME, Area, Key, forget, lock_pages, wipe_file
+from secretfs_emulator.supervisor.backing import FILE_NAME, Area, Key, forget, lock_pages, wipe_file
 
 __all__ = ["MemfdBacking", "keep_out_of_core_dumps"]
 
@@ -21,7 +21,7 @@ COREDUMP_FILTER = "/proc/self/coredump_filter"
 _LEAKS = (
     "any process of the same user, and root, can read the memory",
     "the pages are in the kernel's direct map, and are wiped by the supervisor only: not after its kill -9",
-    "a descriptor that was moved below the reserved numbers (dup2, SCM_RIGHTS, pidfd_getfd) can be read and written",
+    "a descriptor below the reserved numbers (dup2, SCM_RIGHTS, pidfd_getfd) can be read and written",
     "the programs cannot gain privileges (no_new_privs): sudo and fusermount3 fail",
     "io_uring is switched off, and core dumps have no shared anonymous memory",
     "all secrets together are limited by the supervisor's RLIMIT_MEMLOCK, and count until they are closed everywhere",
@@ -32,14 +32,14 @@ class MemfdBacking:
     """See `backing.Backing`."""
 
     name = "memfd"
-    lacks = _LEAKS
+    lacks: tuple[str, ...] = _LEAKS
 
     def __init__(self) -> None:
         """Raises OSError where the sandbox forbids memfd_create(2) or inotify(7)."""
         self.areas: dict[Key, Area] = {}
         self._group = system.inotify_init()
         self._watches: dict[int, Area] = {}
-        self.keep = (self._group,)
+        self.keep: tuple[int, ...] = (self._group,)
         fd = _memfd()
         self.device = os.fstat(fd).st_dev
         os.close(fd)
@@ -83,7 +83,7 @@ class MemfdBacking:
 
 
 def _memfd() -> int:
-    return os.memfd_create(SECRET_NAME, os.MFD_CLOEXEC)
+    return os.memfd_create(FILE_NAME, os.MFD_CLOEXEC)
 
 
 def _is_last(fd: int) -> bool:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from secretfs_emulator.supervisor import system
 
-__all__ = ["CONTINUE", "DONE", "Answer", "Listener", "Notice", "fail", "install", "value"]
+__all__ = ["CONTINUE", "Answer", "Listener", "Notice", "fail", "install", "value"]
 
 _SET_MODE_FILTER = 1
 _SPEC_ALLOW, _NEW_LISTENER, _WAIT_KILLABLE = 1 << 2, 1 << 3, 1 << 5
@@ -49,12 +49,11 @@ class Answer:
     value: int = 0
     error: int = 0
     flags: int = 0
+    sent: bool = False
 
 
 CONTINUE = Answer(flags=_FLAG_CONTINUE)
 """The kernel carries the call out. What was looked at may have changed by then: arguments in registers cannot."""
-DONE = Answer()
-"""The caller has its answer, or is gone."""
 
 
 @lru_cache(maxsize=64)
@@ -124,7 +123,7 @@ class Listener:
 
     def answer(self, identity: int, answer: Answer) -> None:
         """Send it. A caller that was killed meanwhile needs none."""
-        if answer is not DONE:
+        if not answer.sent:
             data = _ANSWER.pack(identity, answer.value, answer.error, answer.flags)
             with contextlib.suppress(OSError):
                 fcntl.ioctl(self.fd, _SEND, data)
@@ -148,7 +147,7 @@ class Listener:
                     return self._refused(error)
                 self._one_step = False
             else:
-                return DONE
+                return Answer(number, sent=True)
         try:
             fcntl.ioctl(self.fd, _ADD_FD, _ADDFD.pack(identity, flags, fd, number, mode))
         except OSError as error:

@@ -22,3 +22,8 @@ class Options:
     failure: int | None = None
     log: str | None = None
     stats: bool = False
+
+    @property
+    def needs_own_supervisor(self) -> bool:
+        """Whether something is asked for that an outer `secretfs run` does not do."""
+        return self.strict or self.rfc2020 or self.backing is not None or self.succeed is not None

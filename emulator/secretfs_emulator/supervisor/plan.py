@@ -6,26 +6,27 @@ import errno
 import os
 import platform
 import resource
-from dataclasses import replace
+from typing import NoReturn
 
 from secretfs import libc
 from secretfs_emulator.supervisor import become, bpf, calls, numbers
 from secretfs_emulator.supervisor.backing import Backing
 from secretfs_emulator.supervisor.call import Session
 from secretfs_emulator.supervisor.failure import RunError
+from secretfs_emulator.supervisor.genuine import KernelBacking
 from secretfs_emulator.supervisor.launch import Job, launch
 from secretfs_emulator.supervisor.memfds import MemfdBacking, keep_out_of_core_dumps
 from secretfs_emulator.supervisor.notify import Listener
 from secretfs_emulator.supervisor.options import Options
+from secretfs_emulator.supervisor.report import Journal, open_log, say_plain, summary
 from secretfs_emulator.supervisor.serve import Service
 from secretfs_emulator.supervisor.tmpfs import TmpfsBacking
-from secretfs_emulator.supervisor.transfer import MARK
 
 __all__ = ["carry_out"]
 
 _WINDOW = 128
 _FD_SETSIZE = 1024
-_FSID_OFFSET = 56
+EMULATED = -1
 
 
 def carry_out(options: Options) -> int:
@@ -41,28 +42,41 @@ def carry_out(options: Options) -> int:
         )
     if options.without:
         return _without(options)
-    here = None if options.emulate else _ask_kernel()
-    if options.emulate or here == errno.ENOSYS:
-        return _emulate(options)
+    here = _ask_kernel()
+    if here == EMULATED and not options.needs_own_supervisor:
+        return _plain(options, "an outer `secretfs run` emulates memfd_secret")
     if here == errno.EPERM:
         raise RunError(
             "memfd_secret is forbidden here (EPERM), most likely by a container's seccomp profile, and no other "
             "filter can overrule that",
             hint="allow memfd_secret in the profile, for example docker run --security-opt seccomp=PROFILE.json",
         )
+    if options.emulate or here == errno.ENOSYS:
+        return _emulate(options)
+    if options.rfc2020:
+        counted = calls.CREATION if options.succeed is not None else {}
+        return _supervise(options, KernelBacking(), counted | calls.RFC2020)
     if options.succeed is not None:
-        return _inject(options)
-    _prepare(options)
-    become.execute(options.command)
+        return _supervise(options, None, calls.CREATION)
+    return _plain(options, "the kernel has memfd_secret, so nothing is emulated")
 
 
 def _ask_kernel() -> int:
-    """0 if memfd_secret(2) works here, else its errno."""
+    """0 if memfd_secret(2) works here, EMULATED if we run under a supervisor of our own kind, else its errno."""
     try:
-        os.close(libc.memfd_secret(os.O_CLOEXEC))
+        fd = libc.memfd_secret(os.O_CLOEXEC)
     except OSError as error:
         return error.errno or errno.ENOSYS
-    return 0
+    try:
+        return EMULATED if libc.is_emulated(fd) else 0
+    finally:
+        os.close(fd)
+
+
+def _plain(options: Options, why: str) -> NoReturn:
+    say_plain(why, open_log(options.log), stats=options.stats)
+    _prepare(options)
+    become.execute(options.command)
 
 
 def _prepare(options: Options) -> None:
@@ -70,71 +84,64 @@ def _prepare(options: Options) -> None:
         become.limit_locked_memory(options.memlock)
 
 
-def _without(options: Options) -> int:
-    """No supervisor: the filter answers by itself. TRACE lets a `secretfs run --emulate` further in answer instead."""
+def _without(options: Options) -> NoReturn:
+    """No supervisor: the filter answers by itself. TRACE lets a `secretfs run --emulate` further in answer instead, and
+    an outer one too, which is then overruled by ERRNO.
+    """
     failure = options.failure or errno.ENOSYS
-    answer = bpf.TRACE if failure == errno.ENOSYS and not _emulated_here() else bpf.ERRNO | failure
+    overrule = failure != errno.ENOSYS or _ask_kernel() == EMULATED
+    say_plain(f"memfd_secret answers {errno.errorcode[failure]}", open_log(options.log), stats=options.stats)
     _prepare(options)
+    answer = bpf.ERRNO | failure if overrule else bpf.TRACE
     become.install(bpf.without(numbers.NUMBERS["memfd_secret"][0] or 0, answer), listener=False)
     become.execute(options.command)
 
 
-def _emulated_here() -> bool:
-    """Whether we run under a supervisor of our own kind."""
-    import ctypes
-
-    try:
-        fd = libc.memfd_secret(os.O_CLOEXEC)
-    except OSError:
-        return False
-    buffer = ctypes.create_string_buffer(512)
-    try:
-        return libc._fstatfs(fd, buffer) == 0 and buffer.raw[_FSID_OFFSET : _FSID_OFFSET + len(MARK)] == MARK
-    finally:
-        os.close(fd)
-
-
-def _inject(options: Options) -> int:
-    """The kernel's own secrets, but for the failures."""
-    return _supervise(options, None, calls.CREATION)
-
-
 def _emulate(options: Options) -> int:
     backing = _backing(options.backing)
-    table = calls.EMULATION if backing.name == "tmpfs" else {**calls.EMULATION, **calls.NO_IO_URING}
+    table = dict(calls.EMULATION)
+    if options.strict:
+        table |= calls.STRICT
+    if options.rfc2020:
+        table |= calls.RFC2020
+    if backing.name == "memfd":
+        table |= calls.NO_IO_URING
     return _supervise(options, backing, table)
 
 
 def _supervise(options: Options, backing: Backing | None, table: dict[str, calls.Treatment]) -> int:
-    window = _window()
+    window, journal = _window(), Journal(open_log(options.log))
+    sessions: list[Session] = []
     by_number = calls.by_number(table)
-    program = bpf.notifying(
-        {number: treatment.when for number, treatment in by_number.items()}, window, numbers.AUDIT[platform.machine()]
-    )
     names = {number: name for name in table if (number := numbers.number(name)) is not None}
+    tests = {number: treatment.when for number, treatment in by_number.items()}
 
     def prepare() -> None:
         _prepare(options)
         if backing is not None and backing.name == "memfd":
             keep_out_of_core_dumps()
 
-    session: list[Session] = []
-
-    def serve(fd: int):  # type: ignore[no-untyped-def]
-        session.append(Session(Listener(fd), backing, window, options.succeed, options.failure or errno.EMFILE))
-        service = Service(session[0], by_number, names, None)
+    def serve(fd: int) -> Service:
+        session = Session(Listener(fd), backing, window, options.succeed, options.failure or errno.EMFILE)
+        sessions.append(session)
+        journal.begin(backing)
+        service = Service(session, by_number, names, journal.note)
         service.start()
-        return service.over
+        return service
+
+    def report() -> str:
+        text = summary(sessions[0])
+        journal.end(text)
+        return text if options.stats else ""
 
     return launch(
         Job(
-            options.command,
-            program,
-            prepare,
-            serve,
-            lambda: "",
-            keep=backing.keep if backing else (),
-            emulates=backing is not None,
+            command=options.command,
+            program=bpf.notifying(tests, window, numbers.AUDIT[platform.machine()]),
+            prepare=prepare,
+            serve=serve,
+            report=report,
+            keep=(*(backing.keep if backing is not None else ()), *journal.keep),
         )
     )
 
@@ -161,6 +168,6 @@ def _backing(name: str | None) -> Backing:
         return MemfdBacking()
     except OSError as error:
         raise RunError(
-            f"memfds cannot be made here, so nothing can stand for secret memory: {os.strerror(error.errno or 0).lower()}",
+            f"no memfd can stand for secret memory here: {os.strerror(error.errno or 0).lower()}",
             hint="allow memfd_create and inotify in the container's seccomp profile",
         ) from error

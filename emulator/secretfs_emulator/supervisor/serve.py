@@ -24,13 +24,13 @@ RECEIVERS = "SECRETFS_RUN_RECEIVERS"
 _RECEIVERS = 8
 _NOTICE_SIZE = 80
 
-Observer = Callable[[Call, str, Answer], None]
+Observer = Callable[[Session, Call, str, Answer], None]
 
 
 class Service:
     """Answers the calls of one filter."""
 
-    def __init__(self, session: Session, table: dict[int, Treatment], names: dict[int, str], observe: Observer | None):
+    def __init__(self, session: Session, table: dict[int, Treatment], names: dict[int, str], observe: Observer) -> None:
         self._session, self._table, self._names, self._observe = session, table, names, observe
 
     def start(self) -> None:
@@ -68,9 +68,7 @@ class Service:
                 answer = handler(call)
             except OSError:
                 answer = CONTINUE  # the caller has gone while it was looked at, or hides from us
-            session.counts[name] += 1
-            if self._observe is not None:
-                self._observe(call, name, answer)
+            self._observe(session, call, name, answer)
         return answer
 
     def _attend(self) -> None:

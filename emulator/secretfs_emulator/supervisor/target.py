@@ -16,16 +16,20 @@ from secretfs_emulator.supervisor import system
 __all__ = [
     "Status",
     "descriptor_numbers",
-    "descriptors",
     "file_of",
     "flags_of",
     "identity",
     "lock_limit",
     "mapped_ranges",
+    "memory",
+    "pidfd_of",
+    "position_of",
+    "string",
     "translate",
 ]
 
 _CHUNK = 1 << 16
+_PAGE = 4096
 
 
 def file_of(pid: int, fd: int) -> os.stat_result | None:
@@ -62,6 +66,12 @@ def flags_of(pid: int, fd: int) -> int:
     """The flags of an open file, O_CLOEXEC among them (proc_pid_fdinfo(5))."""
     match = re.search(rb"^flags:\t(\d+)$", _read(f"/proc/{pid}/fdinfo/{fd}"), re.MULTILINE)
     return int(match[1], 8) if match else 0
+
+
+def position_of(pid: int, fd: int) -> int:
+    """The offset of an open file."""
+    match = re.search(rb"^pos:\t(\d+)$", _read(f"/proc/{pid}/fdinfo/{fd}"), re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
 class Status:
@@ -172,6 +182,21 @@ def memory(pid: int, address: int, length: int) -> bytearray | None:
         return system.read_memory(pid, address, length)
     except OSError:
         return None
+
+
+def string(pid: int, address: int, most: int) -> bytearray | None:
+    """A copy of a caller's string, cut off after `most` bytes; None where it cannot be read."""
+    text = bytearray()
+    while len(text) < most:
+        upto_page_end = _PAGE - (address + len(text)) % _PAGE
+        piece = memory(pid, address + len(text), min(upto_page_end, most - len(text)))
+        if piece is None:
+            return None
+        end = piece.find(0)
+        text += piece if end < 0 else piece[:end]
+        if end >= 0:
+            break
+    return text
 
 
 def _read(path: str) -> bytes:

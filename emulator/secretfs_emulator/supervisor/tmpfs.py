@@ -12,7 +12,7 @@ import os
 import struct
 
 from secretfs_emulator.supervisor import system
-from secretfs_emulator.supervisor.backing import SECRET_NAME, Area, Key, forget, lock_pages, wipe_file
+from secretfs_emulator.supervisor.backing import FILE_NAME, Area, Key, forget, lock_pages, wipe_file
 
 __all__ = ["TmpfsBacking"]
 
@@ -23,7 +23,7 @@ _DENY = 2
 _LEAKS = (
     "root, and any process outside the command's tree that may trace it, can read the memory",
     "the pages are in the kernel's direct map, and are wiped by the supervisor only: not after its kill -9",
-    "a descriptor that was moved below the reserved numbers (dup2, SCM_RIGHTS, pidfd_getfd) answers some calls differently",
+    "a descriptor below the reserved numbers (dup2, SCM_RIGHTS, pidfd_getfd) answers some calls differently",
 )
 
 
@@ -31,6 +31,7 @@ class TmpfsBacking:
     """See `backing.Backing`."""
 
     name = "tmpfs"
+    lacks: tuple[str, ...] = _LEAKS
 
     def __init__(self) -> None:
         """Mount and mark.
@@ -41,7 +42,6 @@ class TmpfsBacking:
         self.areas: dict[Key, Area] = {}
         self._made = 0
         self._root, self._swaps = _mount()
-        self.lacks = _LEAKS
         try:
             self._group = system.fanotify_init()
             # Before any file is opened: whether an open file asks for permission is fixed by then.
@@ -50,7 +50,7 @@ class TmpfsBacking:
             os.close(self._root)
             raise
         self.device = os.fstat(self._root).st_dev
-        self.keep = (self._root, self._group)
+        self.keep: tuple[int, ...] = (self._root, self._group)
 
     def create(self, uid: int, gid: int) -> tuple[Area, int]:
         """See `backing.Backing.create`. The file keeps one hidden link, so that it counts as a file and not as
@@ -58,10 +58,10 @@ class TmpfsBacking:
         """
         self._made += 1
         name = f"kept{self._made}"
-        fd = os.open(SECRET_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._root)
+        fd = os.open(FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._root)
         try:
-            os.link(SECRET_NAME, name, src_dir_fd=self._root, dst_dir_fd=self._root)
-            os.unlink(SECRET_NAME, dir_fd=self._root)
+            os.link(FILE_NAME, name, src_dir_fd=self._root, dst_dir_fd=self._root)
+            os.unlink(FILE_NAME, dir_fd=self._root)
             reader = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root) if self._swaps else -1
             system.fanotify_mark(self._group, _OPEN_PERM, fd)
             if uid or gid:
@@ -79,7 +79,7 @@ class TmpfsBacking:
         area.size = size
 
     def hold(self, area: Area) -> None:
-        """See `backing.Backing.hold`. Kernels from 6.4 on never swap this tmpfs; for older ones the pages are locked."""
+        """See `backing.Backing.hold`. Before Linux 6.4 a tmpfs may be swapped: then the pages are locked."""
         if self._swaps:
             lock_pages(area)
 

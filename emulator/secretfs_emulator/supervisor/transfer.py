@@ -14,7 +14,6 @@ from secretfs_emulator.supervisor.call import Call, Handler
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
 __all__ = [
-    "MARK",
     "copy_file_range",
     "fails",
     "fallocate",
@@ -28,8 +27,6 @@ __all__ = [
     "splice",
 ]
 
-MARK = b"secretfs"
-"""The f_fsid that fstatfs(2) gives for emulated memory: by it secretfs tells it from the kernel's."""
 _STATFS = struct.Struct("=QQQQQQQ8sQQQ32x")  # struct statfs of 64-bit architectures
 _NAME_MAX = 255
 _ST_VALID = 0x20
@@ -124,10 +121,12 @@ def io_submit(call: Call) -> Answer:
 
 
 def fstatfs(call: Call) -> Answer:
-    """fstatfs(2): the file system of secret memory, with our mark in f_fsid."""
+    """fstatfs(2): the file system of secret memory, with a mark by which secretfs tells it from the kernel's."""
     if call.secret() is None or not call.waiting():
         return CONTINUE
-    about = _STATFS.pack(libc.SECRETMEM_MAGIC, libc.PAGE_SIZE, 0, 0, 0, 0, 0, MARK, _NAME_MAX, libc.PAGE_SIZE, _ST_VALID)
+    about = _STATFS.pack(
+        libc.SECRETMEM_MAGIC, libc.PAGE_SIZE, 0, 0, 0, 0, 0, libc.EMULATED, _NAME_MAX, libc.PAGE_SIZE, _ST_VALID
+    )
     try:
         system.write_memory(call.pid, call.arguments[1], about)
     except OSError:
