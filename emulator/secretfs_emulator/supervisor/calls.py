@@ -79,8 +79,8 @@ EMULATION = {
     "readahead": Treatment(FIRST, EINVAL),
     # the pages
     "vmsplice": Treatment(always, pinning.vmsplice),
-    "process_vm_readv": Treatment(always, pinning.process_vm),
-    "process_vm_writev": Treatment(always, pinning.process_vm),
+    "process_vm_readv": Treatment(always, pinning.process_vm_readv),
+    "process_vm_writev": Treatment(always, pinning.process_vm_writev),
     "ptrace": Treatment(pinning.WHEN_PEEKING, pinning.ptrace),
     "io_uring_register": Treatment(pinning.WHEN_REGISTERING, pinning.io_uring_register),
     "sendto": Treatment(with_bit(3, pinning.ZERO_COPY), pinning.sendto),

@@ -12,17 +12,18 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 
-from secretfs_emulator.supervisor import target
+from secretfs_emulator.supervisor import system, target
 from secretfs_emulator.supervisor.bpf import among
 from secretfs_emulator.supervisor.call import Call
-from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
+from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
 __all__ = [
     "WHEN_PEEKING",
     "WHEN_REGISTERING",
     "ZERO_COPY",
     "io_uring_register",
-    "process_vm",
+    "process_vm_readv",
+    "process_vm_writev",
     "ptrace",
     "secret_ranges",
     "sendmsg",
@@ -37,6 +38,7 @@ ZERO_COPY = 0x4000000  # MSG_ZEROCOPY
 _IOVEC = struct.Struct("=QQ")
 _IOV_MAX = 1024
 _WORD = 8
+_MOST_COPIED = 1 << 24
 _MESSAGE = struct.Struct("=16xQQ")  # struct msghdr: msg_iov, msg_iovlen
 
 Range = tuple[int, int]
@@ -54,17 +56,60 @@ def vmsplice(call: Call) -> Answer:
     return CONTINUE
 
 
-def process_vm(call: Call) -> Answer:
-    """process_vm_readv(2) and process_vm_writev(2): the pages of the other process are pinned, our own are not."""
+def process_vm_readv(call: Call) -> Answer:
+    """process_vm_readv(2)."""
+    return _process_vm(call, writing=False)
+
+
+def process_vm_writev(call: Call) -> Answer:
+    """process_vm_writev(2)."""
+    return _process_vm(call, writing=True)
+
+
+def _process_vm(call: Call, *, writing: bool) -> Answer:
+    """The pages of the other process are pinned, the caller's are not."""
     if call.arguments[5]:
         return fail(errno.EINVAL)
     if not call.has_secrets():
         return CONTINUE
     with contextlib.suppress(OSError):
         remote = _iovecs(call, 3, 4)
-        if remote and touches(_ranges_of_other(call, call.number(0)), remote):
-            return fail(errno.EFAULT)
+        secrets = _ranges_of_other(call, call.number(0)) if remote else []
+        if touches(secrets, remote):
+            return _up_to_the_secret(call, secrets, remote, writing=writing)
     return CONTINUE
+
+
+def _up_to_the_secret(call: Call, secrets: Sequence[Range], remote: Sequence[Range], *, writing: bool) -> Answer:
+    """What lies before the first byte of a secret is copied all the same. We do it, but only within the caller's own
+    memory: to reach into another process, it would have to be asked for by the caller's rights and not by ours.
+    """
+    allowed = _cut(remote, secrets)
+    other = target.translate(call.pid, call.number(0))
+    if not allowed or other is None or target.Status(other).process != target.Status(call.pid).process:
+        return fail(errno.EFAULT)
+    local = _iovecs(call, 1, 2)
+    source, sink = (local, allowed) if writing else (allowed, local)
+    if sum(last - first for first, last in source) > _MOST_COPIED or not call.waiting():
+        return fail(errno.EFAULT)
+    data = b"".join(system.read_memory(call.pid, first, last - first) for first, last in source)
+    done = 0
+    for first, last in sink:
+        piece = data[done : done + last - first]
+        system.write_memory(call.pid, first, piece)
+        done += len(piece)
+    return value(done)
+
+
+def _cut(ranges: Sequence[Range], secrets: Sequence[Range]) -> list[Range]:
+    """The ranges up to the first byte of a secret."""
+    found = []
+    for first, last in ranges:
+        inside = [max(start, first) for start, end in secrets if start < last and end > first]
+        found.append((first, min(inside, default=last)))
+        if inside:
+            break
+    return [(first, last) for first, last in found if first < last]
 
 
 def io_uring_register(call: Call) -> Answer:
