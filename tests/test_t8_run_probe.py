@@ -71,8 +71,10 @@ def emulated(probe: Path, variant: str, *more: str) -> tuple[dict[str, str], dic
         pytest.skip("needs root: only root has the tmpfs backing")
     real = native(probe, user)
     found = observed(finished(under_run([probe], *options, *more), probe.parent, user=user))
-    assert list(found) == list(real), "other lines than on the kernel"
-    return found, {name: (real[name], found[name]) for name in real if real[name] != found[name]}
+    names = [name for name in real if name == "uring.setup" or not name.startswith("uring.")]
+    names = list(real) if found["uring.setup"] == "0 0" else names
+    assert list(found) == names, "other lines than on the kernel"
+    return found, {name: (real[name], found[name]) for name in names if real[name] != found[name]}
 
 
 @needs_secretmem
@@ -108,8 +110,12 @@ def test_the_probe_is_deterministic(probe: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_number_of_differences(variant: str) -> None:
-    """No more lines differ than a prototype's did."""
+    """No more lines differ than were found when this was designed; their number is in the document."""
     names = documented(variant)
+    head, counts = (line.strip("|").split("|") for line in DOCUMENT.read_text(encoding="utf-8").splitlines()
+                    if line.startswith(("| variant", "| lines that differ")))  # fmt: skip
+    told = dict(zip(map(str.strip, head), map(str.strip, counts), strict=True))
+    assert told[variant] == str(len(names))
     of_the_limit = [name for name in names if name.startswith("limits.")]
     assert len(of_the_limit) <= LIMITS[variant]
     assert len(names) - len(of_the_limit) <= MOST[variant]
