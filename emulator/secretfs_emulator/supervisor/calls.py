@@ -66,8 +66,8 @@ EMULATION = {
     "readahead": Treatment(FIRST, EINVAL),
     # the pages
     "vmsplice": Treatment(always, pinning.vmsplice),
-    "process_vm_readv": Treatment(always, pinning.process_vm),
-    "process_vm_writev": Treatment(always, pinning.process_vm),
+    "process_vm_readv": Treatment(always, pinning.process_vm_readv),
+    "process_vm_writev": Treatment(always, pinning.process_vm_writev),
     "ptrace": Treatment(pinning.WHEN_PEEKING, pinning.ptrace),
 }
 

@@ -12,17 +12,26 @@ import os
 import struct
 from collections.abc import Sequence
 
-from secretfs_emulator.supervisor import target
+from secretfs_emulator.supervisor import system, target
 from secretfs_emulator.supervisor.bpf import among
 from secretfs_emulator.supervisor.call import Call
-from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
+from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
-__all__ = ["WHEN_PEEKING", "process_vm", "ptrace", "secret_ranges", "touches", "vmsplice"]
+__all__ = [
+    "WHEN_PEEKING",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "secret_ranges",
+    "touches",
+    "vmsplice",
+]
 
 WHEN_PEEKING = among(0, 1, 2, 4, 5)  # PTRACE_PEEKTEXT, PEEKDATA, POKETEXT, POKEDATA
 _IOVEC = struct.Struct("=QQ")
 _IOV_MAX = 1024
 _WORD = 8
+_MOST_COPIED = 1 << 20
 
 Range = tuple[int, int]
 
@@ -39,15 +48,53 @@ def vmsplice(call: Call) -> Answer:
     return CONTINUE
 
 
-def process_vm(call: Call) -> Answer:
-    """process_vm_readv(2) and process_vm_writev(2): the pages of the other process are pinned, our own are not."""
-    if not _any(call):
+def process_vm_readv(call: Call) -> Answer:
+    """process_vm_readv(2): the pages of the other process are pinned, our own are not."""
+    return _process_vm(call, source=(3, 4), sink=(1, 2))
+
+
+def process_vm_writev(call: Call) -> Answer:
+    """process_vm_writev(2): as process_vm_readv, the other way."""
+    return _process_vm(call, source=(1, 2), sink=(3, 4))
+
+
+def _process_vm(call: Call, source: tuple[int, int], sink: tuple[int, int]) -> Answer:
+    """What comes before the first byte of a secret is copied, and EFAULT if that is nothing."""
+    if not _any(call) or call.arguments[5]:
         return CONTINUE
     with contextlib.suppress(OSError):
         remote = _iovecs(call, 3, 4)
-        if remote and touches(_ranges_of_other(call, call.number(0)), remote):
-            return fail(errno.EFAULT)
+        clear = _bytes_before(_ranges_of_other(call, call.number(0)), remote) if remote else None
+        if clear is None or clear >= sum(end - start for start, end in _iovecs(call, 1, 2)):
+            return CONTINUE
+        itself = target.Status(call.pid).process
+        if 0 < clear <= _MOST_COPIED and target.translate(call.pid, call.number(0)) == itself:
+            _copy(itself, _iovecs(call, *source), _iovecs(call, *sink), clear)
+            return value(clear)
+        return fail(errno.EFAULT)
     return CONTINUE
+
+
+def _bytes_before(secrets: Sequence[Range], ranges: Sequence[Range]) -> int | None:
+    """How many bytes of `ranges` come before the first one that is secret; None if none is."""
+    before = 0
+    for start, end in ranges:
+        touched = [max(first, start) for first, last in secrets if start < last and end > first]
+        if touched:
+            return before + min(touched) - start
+        before += end - start
+    return None
+
+
+def _copy(pid: int, source: Sequence[Range], sink: Sequence[Range], length: int) -> None:
+    """Copy the first bytes of one list of ranges of a process to those of another."""
+    data = bytearray()
+    for start, end in source:
+        data += system.read_memory(pid, start, min(end - start, length - len(data)))
+    for start, end in sink:
+        piece = data[: end - start]
+        system.write_memory(pid, start, piece)
+        del data[: len(piece)]
 
 
 def ptrace(call: Call) -> Answer:
