@@ -93,5 +93,5 @@ class Looping:
             self.process.kill()
             self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
+            if stream is not None and not stream.closed:
+                stream.close()

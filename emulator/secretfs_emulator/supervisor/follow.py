@@ -132,7 +132,7 @@ def _orphaned(pidfd: int) -> int:
 
 
 def _exit_status(pidfd: int) -> int | None:
-    """Wait for the end of a process that is no child of ours, and ask for its status (pidfd_open(2), PIDFD_GET_INFO)."""
+    """Wait for the end of a process that is no child of ours, and ask for its status (PIDFD_GET_INFO)."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll()
