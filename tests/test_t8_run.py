@@ -332,7 +332,7 @@ def test_backends_knows_that_it_is_emulated(who: str) -> None:
         done = run("--emulate", *clean, SECRETFS, "backends", "--json", who=who)
         kernel, emulator = json.loads(done.stdout)["backends"]
         assert (kernel["name"], kernel["usable"]) == ("kernel", False)
-        assert "memfd_secret is emulated here by `secretfs run`" in kernel["reason"]
+        assert "memfd_secret is emulated here by secretfs run" in kernel["reason"]
         assert emulator["chosen"]
 
 
