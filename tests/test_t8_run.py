@@ -12,7 +12,7 @@ from pathlib import Path
 import box
 import pytest
 from mounts import PATIENCE, SECRETFS, clean_environment, needs_root, needs_secretmem
-from runs import MADE, WHO, Looping, open_folder, program, run
+from launches import MADE, WHO, Looping, open_folder, program, run
 
 __all__ = ["program"]
 
