@@ -32,6 +32,7 @@ class Area:
     fd: int = -1
     size: int = 0
     pinned: tuple[int, int] | None = None  # address and length of a locked mapping of ours
+    mappers: set[tuple[int, int]] = field(default_factory=set)  # processes that have mapped it; not those that inherit
     repeatable: bool = field(default=False)  # made through the interface of 2020: private mappings, any ftruncate
 
 

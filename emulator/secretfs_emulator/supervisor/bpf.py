@@ -24,6 +24,7 @@ __all__ = [
     "descriptor",
     "mapped",
     "notifying",
+    "with_bit",
     "without",
 ]
 
@@ -127,6 +128,16 @@ def among(index: int, *values: int) -> Asked:
         for value in values:
             program.equal(value, "notify")
         program.leave(ALLOW)
+
+    return decide
+
+
+def with_bit(index: int, bit: int) -> Asked:
+    """The call is looked at if this argument, a set of flags, has that bit."""
+
+    def decide(program: Program, _: Window) -> None:
+        program.load_argument(index)
+        program.branch(_ANY_BIT, bit, "notify", "allow")
 
     return decide
 

@@ -83,12 +83,20 @@ class Call:
             return self.session.books.file(self.pid, fd)
         return (found.st_dev, found.st_ino) if found is not None else None
 
+    def has_secrets(self) -> bool:
+        """Whether any secret exists at all."""
+        return self.session.backing is not None and bool(self.session.backing.areas)
+
     def secret(self, index: int = 0) -> Area | None:
         """The secret behind the descriptor that is argument `index`, None if it is anything else."""
+        return self.secret_at(self.number(index))
+
+    def secret_at(self, number: int) -> Area | None:
+        """The secret behind a descriptor, None if it is anything else."""
         backing = self.session.backing
         if backing is None or not backing.areas:
             return None
-        key = self.file(self.number(index))
+        key = self.file(number)
         return backing.areas.get(key) if key is not None else None
 
     def put(self, fd: int, *, cloexec: bool, least: int = 0) -> Answer:

@@ -9,8 +9,17 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from secretfs_emulator.supervisor import descriptors, numbers, pinning, rfc2020, secret, strict, transfer
-from secretfs_emulator.supervisor.bpf import Asked, absent, absent_for, always, among, descriptor, mapped
+from secretfs_emulator.supervisor import (
+    descriptors,
+    locking,
+    numbers,
+    pinning,
+    rfc2020,
+    secret,
+    strict,
+    transfer,
+)
+from secretfs_emulator.supervisor.bpf import Asked, absent, absent_for, always, among, descriptor, mapped, with_bit
 from secretfs_emulator.supervisor.call import Handler
 
 __all__ = ["CREATION", "EMULATION", "NO_IO_URING", "RFC2020", "STRICT", "Treatment", "by_number"]
@@ -53,14 +62,18 @@ EMULATION = {
     "pwritev": Treatment(FIRST, transfer.offset_fails(3)),
     "preadv2": Treatment(FIRST, transfer.preadv2),
     "pwritev2": Treatment(FIRST, transfer.preadv2),
-    "lseek": Treatment(FIRST, transfer.fails(errno.ESPIPE)),
+    "lseek": Treatment(FIRST, transfer.lseek),
     "sendfile": Treatment(FIRST_OR_SECOND, transfer.sendfile),
     "splice": Treatment(FIRST_OR_THIRD, transfer.splice),
     "tee": Treatment(FIRST_OR_SECOND, transfer.tee),
     "copy_file_range": Treatment(FIRST_OR_THIRD, transfer.copy_file_range),
+    "io_submit": Treatment(always, transfer.io_submit),
     # the file
-    "fallocate": Treatment(FIRST, EOPNOTSUPP),
+    "fallocate": Treatment(FIRST, transfer.fallocate),
     "fsetxattr": Treatment(FIRST, EOPNOTSUPP),
+    "fgetxattr": Treatment(FIRST, EOPNOTSUPP),
+    "fremovexattr": Treatment(FIRST, EOPNOTSUPP),
+    "name_to_handle_at": Treatment(FIRST, transfer.name_to_handle_at),
     "fsync": Treatment(FIRST, EINVAL),
     "fdatasync": Treatment(FIRST, EINVAL),
     "readahead": Treatment(FIRST, EINVAL),
@@ -69,6 +82,14 @@ EMULATION = {
     "process_vm_readv": Treatment(always, pinning.process_vm_readv),
     "process_vm_writev": Treatment(always, pinning.process_vm_writev),
     "ptrace": Treatment(pinning.WHEN_PEEKING, pinning.ptrace),
+    "io_uring_register": Treatment(pinning.WHEN_REGISTERING, pinning.io_uring_register),
+    "sendto": Treatment(with_bit(3, pinning.ZERO_COPY), pinning.sendto),
+    "sendmsg": Treatment(with_bit(2, pinning.ZERO_COPY), pinning.sendmsg),
+    "madvise": Treatment(locking.WHEN_LOCKED_MATTERS, locking.madvise),
+    "mprotect": Treatment(with_bit(2, locking.PROT_EXEC), locking.mprotect),
+    "msync": Treatment(locking.WHEN_SYNCHRONOUS, locking.msync),
+    "mlock": Treatment(always, locking.mlock),
+    "mlock2": Treatment(always, locking.mlock),
 }
 
 STRICT = {

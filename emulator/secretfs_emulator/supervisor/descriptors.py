@@ -10,16 +10,17 @@ import resource
 from secretfs_emulator.supervisor import system, target
 from secretfs_emulator.supervisor.backing import Area
 from secretfs_emulator.supervisor.call import Call
-from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
+from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
 __all__ = ["GENERIC", "dup", "fcntl", "ioctl"]
 
 _ADD_SEALS, _GET_SEALS = 1033, 1034
 _DUPLICATES = (constants.F_DUPFD, constants.F_DUPFD_CLOEXEC)
+_LOOKED_AT = (*_DUPLICATES, _ADD_SEALS, _GET_SEALS, constants.F_SETLEASE, constants.F_SETFL)
 # What the kernel answers for every file, before it asks the file system (do_vfs_ioctl).
 GENERIC = {
     0x5450, 0x5451, 0x5421, 0x5452, 0x5460,  # FIONCLEX, FIOCLEX, FIONBIO, FIOASYNC, FIOQSIZE
-    0x541B, 2,  # FIONREAD, FIGETBSZ
+    2,  # FIGETBSZ; but not FIONREAD: it is for files that are not anonymous
     0xC0045877, 0xC0045878,  # FIFREEZE, FITHAW
     0x40049409, 0x4020940D, 0xC0189436,  # FICLONE, FICLONERANGE, FIDEDUPERANGE
 }  # fmt: skip
@@ -32,12 +33,16 @@ def dup(call: Call) -> Answer:
 
 
 def fcntl(call: Call) -> Answer:
-    """fcntl(2): duplicates, and seals, which only memfds have."""
+    """fcntl(2): duplicates, seals, which only memfds have, leases, which nobody could break, and O_DIRECT."""
     command = call.number(1)
-    if command not in (*_DUPLICATES, _ADD_SEALS, _GET_SEALS):
+    if command not in _LOOKED_AT:
         return CONTINUE
     area = call.secret()
     if area is None:
+        return CONTINUE
+    if command == constants.F_SETLEASE:
+        return fail(errno.EAGAIN) if call.number(2) == constants.F_WRLCK else value(0)
+    if command == constants.F_SETFL and not call.number(2) & os.O_DIRECT:
         return CONTINUE
     if command not in _DUPLICATES:
         return fail(errno.EINVAL)

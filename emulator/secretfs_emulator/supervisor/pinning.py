@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from secretfs_emulator.supervisor import system, target
 from secretfs_emulator.supervisor.bpf import among
@@ -19,26 +19,34 @@ from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
 __all__ = [
     "WHEN_PEEKING",
+    "WHEN_REGISTERING",
+    "ZERO_COPY",
+    "io_uring_register",
     "process_vm_readv",
     "process_vm_writev",
     "ptrace",
     "secret_ranges",
+    "sendmsg",
+    "sendto",
     "touches",
     "vmsplice",
 ]
 
 WHEN_PEEKING = among(0, 1, 2, 4, 5)  # PTRACE_PEEKTEXT, PEEKDATA, POKETEXT, POKEDATA
+WHEN_REGISTERING = among(1, 0)  # IORING_REGISTER_BUFFERS
+ZERO_COPY = 0x4000000  # MSG_ZEROCOPY
 _IOVEC = struct.Struct("=QQ")
 _IOV_MAX = 1024
 _WORD = 8
-_MOST_COPIED = 1 << 20
+_MOST_COPIED = 1 << 24
+_MESSAGE = struct.Struct("=16xQQ")  # struct msghdr: msg_iov, msg_iovlen
 
 Range = tuple[int, int]
 
 
 def vmsplice(call: Call) -> Answer:
     """vmsplice(2) into a pipe pins the pages; out of one it copies, which is allowed."""
-    if not _any(call):
+    if not call.has_secrets():
         return CONTINUE
     with contextlib.suppress(OSError):
         if target.flags_of(call.pid, call.number(0)) & os.O_ACCMODE == os.O_RDONLY:
@@ -49,57 +57,94 @@ def vmsplice(call: Call) -> Answer:
 
 
 def process_vm_readv(call: Call) -> Answer:
-    """process_vm_readv(2): the pages of the other process are pinned, our own are not."""
-    return _process_vm(call, source=(3, 4), sink=(1, 2))
+    """process_vm_readv(2)."""
+    return _process_vm(call, writing=False)
 
 
 def process_vm_writev(call: Call) -> Answer:
-    """process_vm_writev(2): as process_vm_readv, the other way."""
-    return _process_vm(call, source=(1, 2), sink=(3, 4))
+    """process_vm_writev(2)."""
+    return _process_vm(call, writing=True)
 
 
-def _process_vm(call: Call, source: tuple[int, int], sink: tuple[int, int]) -> Answer:
-    """What comes before the first byte of a secret is copied, and EFAULT if that is nothing."""
-    if not _any(call) or call.arguments[5]:
+def _process_vm(call: Call, *, writing: bool) -> Answer:
+    """The pages of the other process are pinned, the caller's are not."""
+    if call.arguments[5]:
+        return fail(errno.EINVAL)
+    if not call.has_secrets():
         return CONTINUE
     with contextlib.suppress(OSError):
         remote = _iovecs(call, 3, 4)
-        clear = _bytes_before(_ranges_of_other(call, call.number(0)), remote) if remote else None
-        if clear is None or clear >= sum(end - start for start, end in _iovecs(call, 1, 2)):
-            return CONTINUE
-        itself = target.Status(call.pid).process
-        if 0 < clear <= _MOST_COPIED and target.translate(call.pid, call.number(0)) == itself:
-            _copy(itself, _iovecs(call, *source), _iovecs(call, *sink), clear)
-            return value(clear)
-        return fail(errno.EFAULT)
+        secrets = _ranges_of_other(call, call.number(0)) if remote else []
+        if touches(secrets, remote):
+            return _up_to_the_secret(call, secrets, remote, writing=writing)
     return CONTINUE
 
 
-def _bytes_before(secrets: Sequence[Range], ranges: Sequence[Range]) -> int | None:
-    """How many bytes of `ranges` come before the first one that is secret; None if none is."""
-    before = 0
-    for start, end in ranges:
-        touched = [max(first, start) for first, last in secrets if start < last and end > first]
-        if touched:
-            return before + min(touched) - start
-        before += end - start
-    return None
+def _up_to_the_secret(call: Call, secrets: Sequence[Range], remote: Sequence[Range], *, writing: bool) -> Answer:
+    """What lies before the first byte of a secret is copied all the same. We do it, but only within the caller's own
+    memory: to reach into another process, it would have to be asked for by the caller's rights and not by ours.
+    """
+    allowed = _cut(remote, secrets)
+    other = target.translate(call.pid, call.number(0))
+    if not allowed or other is None or target.Status(other).process != target.Status(call.pid).process:
+        return fail(errno.EFAULT)
+    local = _iovecs(call, 1, 2)
+    source, sink = (local, allowed) if writing else (allowed, local)
+    if sum(last - first for first, last in source) > _MOST_COPIED or not call.waiting():
+        return fail(errno.EFAULT)
+    data = b"".join(system.read_memory(call.pid, first, last - first) for first, last in source)
+    done = 0
+    for first, last in sink:
+        piece = data[done : done + last - first]
+        system.write_memory(call.pid, first, piece)
+        done += len(piece)
+    return value(done)
 
 
-def _copy(pid: int, source: Sequence[Range], sink: Sequence[Range], length: int) -> None:
-    """Copy the first bytes of one list of ranges of a process to those of another."""
-    data = bytearray()
-    for start, end in source:
-        data += system.read_memory(pid, start, min(end - start, length - len(data)))
-    for start, end in sink:
-        piece = data[: end - start]
-        system.write_memory(pid, start, piece)
-        del data[: len(piece)]
+def _cut(ranges: Sequence[Range], secrets: Sequence[Range]) -> list[Range]:
+    """The ranges up to the first byte of a secret."""
+    found = []
+    for first, last in ranges:
+        inside = [max(start, first) for start, end in secrets if start < last and end > first]
+        found.append((first, min(inside, default=last)))
+        if inside:
+            break
+    return [(first, last) for first, last in found if first < last]
+
+
+def io_uring_register(call: Call) -> Answer:
+    """io_uring_register(2) of buffers pins them for as long as the ring exists."""
+    return _refuse_pinning(call, lambda: _iovecs(call, 2, 3))
+
+
+def sendto(call: Call) -> Answer:
+    """send(2) and sendto(2) with MSG_ZEROCOPY."""
+    first, length = call.arguments[1], call.arguments[2]
+    return _refuse_pinning(call, lambda: [(first, first + length)])
+
+
+def sendmsg(call: Call) -> Answer:
+    """sendmsg(2) with MSG_ZEROCOPY."""
+    return _refuse_pinning(call, lambda: _message(call))
+
+
+def _message(call: Call) -> list[Range]:
+    header = target.memory(call.pid, call.arguments[1], _MESSAGE.size)
+    return _array(call, *_MESSAGE.unpack(header)) if header is not None else []
+
+
+def _refuse_pinning(call: Call, ranges: Callable[[], list[Range]]) -> Answer:
+    if not call.has_secrets():
+        return CONTINUE
+    with contextlib.suppress(OSError):
+        if touches(secret_ranges(call, call.pid), ranges()):
+            return fail(errno.EFAULT)
+    return CONTINUE
 
 
 def ptrace(call: Call) -> Answer:
     """ptrace(2) PEEK and POKE by whom the kernel would let: EIO on a secret."""
-    if not _any(call):
+    if not call.has_secrets():
         return CONTINUE
     address = call.arguments[2]
     with contextlib.suppress(OSError):
@@ -111,10 +156,6 @@ def ptrace(call: Call) -> Answer:
         ):
             return fail(errno.EIO)
     return CONTINUE
-
-
-def _any(call: Call) -> bool:
-    return call.session.backing is not None and bool(call.session.backing.areas)
 
 
 def secret_ranges(call: Call, pid: int) -> list[Range]:
@@ -144,16 +185,19 @@ def _traced_by(pid: int, tracer: int) -> bool:
 
 
 def _iovecs(call: Call, pointer: int, count: int) -> list[Range]:
+    return _array(call, call.arguments[pointer], call.arguments[count])
+
+
+def _array(call: Call, address: int, entries: int) -> list[Range]:
     """The ranges that an array of struct iovec names; none if there are too many, or they cannot be read."""
-    entries = call.arguments[count]
     if not 0 < entries <= _IOV_MAX:
         return []
-    data = target.memory(call.pid, call.arguments[pointer], entries * _IOVEC.size)
+    data = target.memory(call.pid, address, entries * _IOVEC.size)
     if data is None:
         return []
     return [(base, base + length) for base, length in _IOVEC.iter_unpack(data) if length]
 
 
 def touches(secrets: Sequence[Range], ranges: Sequence[Range]) -> bool:
-    """Whether any of the ranges has a byte of a secret."""
+    """Whether a byte of one is a byte of the other."""
     return any(start < last and end > first for start, end in ranges for first, last in secrets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -11,7 +12,7 @@ from secretfs_emulator.supervisor.backing import Area
 from secretfs_emulator.supervisor.call import Call
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
-__all__ = ["ftruncate", "memfd_secret", "mmap"]
+__all__ = ["fits", "ftruncate", "memfd_secret", "mmap"]
 
 _PROT_EXEC, _MAP_TYPE, _MAP_PRIVATE = 4, 0x0F, 2
 
@@ -63,8 +64,10 @@ def mmap(call: Call) -> Answer:
     if flags & _MAP_TYPE == _MAP_PRIVATE and not area.repeatable:
         return fail(errno.EINVAL)
     length = -(-call.arguments[1] // libc.PAGE_SIZE) * libc.PAGE_SIZE
-    if length and not (_fits(call, length) and _held(call, area)):
+    if length and not (fits(call, length) and _held(call, area)):
         return fail(errno.EAGAIN)
+    with contextlib.suppress(OSError):
+        area.mappers.add(target.identity(call.pid))
     return CONTINUE
 
 
@@ -77,7 +80,7 @@ def _held(call: Call, area: Area) -> bool:
     return True
 
 
-def _fits(call: Call, length: int) -> bool:
+def fits(call: Call, length: int) -> bool:
     """Whether the caller may lock that much more. Counted anew each time, so that nothing need be known of munmap,
     mremap, fork and exec.
     """
@@ -92,8 +95,10 @@ def _fits(call: Call, length: int) -> bool:
 
 
 def mapped_bytes(call: Call) -> int:
-    """How many bytes of secrets the caller has mapped."""
+    """How many bytes of secrets the caller has mapped itself: what a child inherits is not locked for it."""
     backing = call.session.backing
     assert backing is not None
+    whose = target.identity(call.pid)
     ranges = target.mapped_ranges(call.pid, backing.device)
-    return sum(end - start for start, end, inode in ranges if (backing.device, inode) in backing.areas)
+    found = ((end - start, backing.areas.get((backing.device, inode))) for start, end, inode in ranges)
+    return sum(length for length, area in found if area is not None and whose in area.mappers)

@@ -18,6 +18,7 @@ __all__ = [
     "descriptor_numbers",
     "file_of",
     "flags_of",
+    "identity",
     "lock_limit",
     "mapped_ranges",
     "memory",
@@ -113,6 +114,13 @@ class Status:
     def numbers(self) -> list[int]:
         """Its number in each pid namespace, ours first."""
         return [int(word) for word in self.field(b"NSpid").split()]
+
+
+def identity(pid: int) -> tuple[int, int]:
+    """The process that a thread belongs to, and when it was started: nobody else is ever both."""
+    process = Status(pid).process
+    words = _read(f"/proc/{process}/stat").rpartition(b")")[2].split()
+    return process, int(words[19])
 
 
 def lock_limit(pid: int) -> int | None:

@@ -9,14 +9,31 @@ import errno
 import struct
 
 from secretfs import libc
-from secretfs_emulator.supervisor import system
+from secretfs_emulator.supervisor import system, target
 from secretfs_emulator.supervisor.call import Call, Handler
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
-__all__ = ["copy_file_range", "fails", "fstatfs", "offset_fails", "preadv2", "sendfile", "splice"]
+__all__ = [
+    "copy_file_range",
+    "fails",
+    "fallocate",
+    "fstatfs",
+    "io_submit",
+    "lseek",
+    "name_to_handle_at",
+    "offset_fails",
+    "preadv2",
+    "sendfile",
+    "splice",
+]
 
 _STATFS = struct.Struct("=QQQQQQQ8sQQQ32x")  # struct statfs of 64-bit architectures
 _NAME_MAX = 255
+_ST_VALID = 0x20
+_LAST_WHENCE = 4  # SEEK_HOLE
+_AT_EMPTY_PATH = 0x1000
+_IOCB = struct.Struct("=20xI40x")  # struct iocb: aio_fildes
+_MOST_REQUESTS = 1024
 
 
 def fails(code: int) -> Handler:
@@ -64,8 +81,43 @@ def tee(call: Call) -> Answer:
 
 
 def copy_file_range(call: Call) -> Answer:
-    """copy_file_range(2): the secret may be either end."""
-    return fail(errno.EXDEV) if call.secret(0) is not None or call.secret(2) is not None else CONTINUE
+    """copy_file_range(2): the secret may be either end; two of them are on one file system."""
+    ends = [call.secret(0) is not None, call.secret(2) is not None]
+    return fail(errno.EINVAL if all(ends) else errno.EXDEV) if any(ends) else CONTINUE
+
+
+def lseek(call: Call) -> Answer:
+    """lseek(2)."""
+    if call.secret() is None:
+        return CONTINUE
+    return fail(errno.ESPIPE if 0 <= call.number(2) <= _LAST_WHENCE else errno.EINVAL)
+
+
+def fallocate(call: Call) -> Answer:
+    """fallocate(2)."""
+    if call.secret() is None:
+        return CONTINUE
+    return fail(errno.EINVAL if call.offset(2) < 0 or call.offset(3) <= 0 else errno.EOPNOTSUPP)
+
+
+def name_to_handle_at(call: Call) -> Answer:
+    """name_to_handle_at(2) of the descriptor itself: the file system of secret memory exports nothing."""
+    if not call.number(4) & _AT_EMPTY_PATH or call.secret() is None:
+        return CONTINUE
+    return fail(errno.EOPNOTSUPP) if target.memory(call.pid, call.arguments[1], 1) == b"\0" else CONTINUE
+
+
+def io_submit(call: Call) -> Answer:
+    """io_submit(2): requests are looked at before the kernel copies them once more."""
+    number = call.arguments[1]
+    if not call.has_secrets() or not 0 < number <= _MOST_REQUESTS:
+        return CONTINUE
+    pointers = target.memory(call.pid, call.arguments[2], number * 8) or b""
+    for (pointer,) in struct.iter_unpack("=Q", pointers):
+        request = target.memory(call.pid, pointer, _IOCB.size)
+        if request is not None and call.secret_at(_IOCB.unpack(request)[0]) is not None:
+            return fail(errno.EINVAL)
+    return CONTINUE
 
 
 def fstatfs(call: Call) -> Answer:
@@ -73,7 +125,7 @@ def fstatfs(call: Call) -> Answer:
     if call.secret() is None or not call.waiting():
         return CONTINUE
     about = _STATFS.pack(
-        libc.SECRETMEM_MAGIC, libc.PAGE_SIZE, 0, 0, 0, 0, 0, libc.EMULATED, _NAME_MAX, libc.PAGE_SIZE, 0
+        libc.SECRETMEM_MAGIC, libc.PAGE_SIZE, 0, 0, 0, 0, 0, libc.EMULATED, _NAME_MAX, libc.PAGE_SIZE, _ST_VALID
     )
     try:
         system.write_memory(call.pid, call.arguments[1], about)

@@ -1,0 +1,121 @@
+"""What a program observes under `secretfs run --emulate`, line by line beside the real kernel.
+
+The probe (secretprobe/) makes every call there is on a secret's descriptor and mapping, and prints what came of each.
+Where the emulation differs is a table in docs/run-differences.md, and this test demands exactly that table.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from mounts import ROOT, needs_root, needs_secretmem
+from runs import PROBE, compiled, finished, observed, places, under_run
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "run-differences.md"
+VARIANTS = {
+    "tmpfs": (None, ("--emulate", "--backing", "tmpfs")),
+    "tmpfs-strict": (None, ("--emulate", "--backing", "tmpfs", "--strict")),
+    "memfd": (None, ("--emulate", "--backing", "memfd")),
+    "memfd-strict": (None, ("--emulate", "--backing", "memfd", "--strict")),
+    "user": ("nobody", ("--emulate",)),
+    "user-strict": ("nobody", ("--emulate", "--strict")),
+}
+"""Who runs it, and the options."""
+MOST = {"tmpfs": 31, "tmpfs-strict": 26, "memfd": 35, "memfd-strict": 30, "user": 35, "user-strict": 30}
+"""How many lines may differ, those of the lock limit apart."""
+LIMITS = {"tmpfs": 1, "tmpfs-strict": 1, "memfd": 5, "memfd-strict": 5, "user": 5, "user-strict": 5}
+"""How many of those about the lock limit may."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the probe lies and runs; every user may write there."""
+    return places(tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=["dynamic", "static"])
+def probe(folder: Path, request: pytest.FixtureRequest) -> Path:
+    """The probe."""
+    return compiled(folder / f"probe-{request.param}", *PROBE, static=request.param == "static")
+
+
+@cache
+def native(probe: Path, user: str | None) -> dict[str, str]:
+    """What it observes of the real kernel."""
+    return observed(finished([probe], probe.parent, user=user))
+
+
+def documented(variant: str) -> dict[str, tuple[str, str]]:
+    """Name, native and emulated result of each difference in that variant."""
+    found = {}
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 5:
+            name, kernel, emulated, reason, where = (cell.strip("`") for cell in cells)
+            assert reason, name
+            assert where == "all" or set(where.split(", ")) <= set(VARIANTS), where
+            if where == "all" or variant in where.split(", "):
+                assert name not in found, name
+                found[name] = kernel, emulated
+    return found
+
+
+def emulated(probe: Path, variant: str, *more: str) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """What it observes in a variant, and what of that differs from the kernel."""
+    user, options = VARIANTS[variant]
+    if user is None and not ROOT:
+        pytest.skip("needs root: only root has the tmpfs backing")
+    real = native(probe, user)
+    found = observed(finished(under_run([probe], *options, *more), probe.parent, user=user))
+    names = [name for name in real if name == "uring.setup" or not name.startswith("uring.")]
+    names = list(real) if found["uring.setup"] == "0 0" else names
+    assert list(found) == names, "other lines than on the kernel"
+    return found, {name: (real[name], found[name]) for name in names if real[name] != found[name]}
+
+
+@needs_secretmem
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_differences(probe: Path, variant: str) -> None:
+    """The lines that differ are those of the table, with the results that it names."""
+    _, differing = emulated(probe, variant)
+    assert differing == documented(variant)
+
+
+@needs_secretmem
+def test_pass_through(probe: Path) -> None:
+    """Without --emulate, `run` leaves it to a kernel that has it: nothing differs."""
+    assert observed(finished(under_run([probe]), probe.parent)) == native(probe, None)
+
+
+@needs_secretmem
+@pytest.mark.parametrize("variant", ["tmpfs", "user"])
+def test_the_older_interface_beside_it(probe: Path, variant: str) -> None:
+    """With --rfc2020 memfd_secret(2) is what it is without."""
+    _, differing = emulated(probe, variant, "--rfc2020")
+    assert differing == documented(variant)
+
+
+@needs_root
+@needs_secretmem
+def test_the_probe_is_deterministic(probe: Path) -> None:
+    """Twice on the same kernel it prints the same, at least 150 observations."""
+    first = finished([probe], probe.parent)
+    assert first == finished([probe], probe.parent)
+    assert len(observed(first)) >= 150
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_number_of_differences(variant: str) -> None:
+    """No more lines differ than were found when this was designed; their number is in the document."""
+    names = documented(variant)
+    head, counts = (line.strip("|").split("|") for line in DOCUMENT.read_text(encoding="utf-8").splitlines()
+                    if line.startswith(("| variant", "| lines that differ")))  # fmt: skip
+    told = dict(zip(map(str.strip, head), map(str.strip, counts), strict=True))
+    assert told[variant] == str(len(names))
+    of_the_limit = [name for name in names if name.startswith("limits.")]
+    assert len(of_the_limit) <= LIMITS[variant]
+    assert len(names) - len(of_the_limit) <= MOST[variant]
