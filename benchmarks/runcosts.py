@@ -104,7 +104,17 @@ class Client:
 
 
 def _build(folder: Path) -> Path:
-    command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", folder / "runclient", HERE / "runclient.c"]
+    command = [
+        "gcc",
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-o",
+        folder / "runclient",
+        HERE / "runclient.c",
+    ]
     try:
         subprocess.run(command, check=True)
     except FileNotFoundError:
@@ -171,10 +181,13 @@ def below_floor(result: dict[str, Any]) -> list[str]:
 def rows(result: dict[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     """Titles, and tables as rows of cells, the first of which is the head."""
     ways = list(next(iter(result["ordinary"].values())))
-    yield "Ordinary system calls, nanoseconds, the quickest round", [
-        ["ns", *ways],
-        *([TITLES[call], *(f"{row[way]:,.0f}" for way in ways)] for call, row in result["ordinary"].items()),
-    ]
+    yield (
+        "Ordinary system calls, nanoseconds, the quickest round",
+        [
+            ["ns", *ways],
+            *([TITLES[call], *(f"{row[way]:,.0f}" for way in ways)] for call, row in result["ordinary"].items()),
+        ],
+    )
     yield "Emulated calls, microseconds: p10 / p50 / p90, median of the rounds", [
         ["µs", *ways],
         *([TITLES[call], *(" / ".join(f"{cell:.0f}" for cell in row[way]) for way in ways)]
@@ -183,7 +196,10 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     yield "Start: from the command to the program's main(), milliseconds, median", [
         ["ms", *result["start"]], ["start", *(f"{found:.1f}" for found in result["start"].values())]
     ]  # fmt: skip
-    yield "What it may cost at most", [
-        ["", "is", "at most", ""],
-        *([what, is_, wanted, "ok" if good else "not reached"] for what, is_, wanted, good in judged(result)),
-    ]
+    yield (
+        "What it may cost at most",
+        [
+            ["", "is", "at most", ""],
+            *([what, is_, wanted, "ok" if good else "not reached"] for what, is_, wanted, good in judged(result)),
+        ],
+    )

@@ -25,7 +25,17 @@ LIMIT = 8 << 20
 
 def compiled(target: Path, *sources: Path, static: bool = False) -> Path:
     """A program from C; a warning is an error."""
-    command = ["gcc", "-O1", "-Wshadow", *WARNINGS, *(["-static"] if static else []), "-o", target, *sources, "-pthread"]
+    command = [
+        "gcc",
+        "-O1",
+        "-Wshadow",
+        *WARNINGS,
+        *(["-static"] if static else []),
+        "-o",
+        target,
+        *sources,
+        "-pthread",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return target

@@ -33,7 +33,15 @@ def made():
     finally:
         os.close(fd)
 """
-EXPECTED = {"with": 0, "emulated": 0, "without": 38, "over-limit": 11, "failing": 1, "failing:0:EMFILE": 24, "failing:1": 1}
+EXPECTED = {
+    "with": 0,
+    "emulated": 0,
+    "without": 38,
+    "over-limit": 11,
+    "failing": 1,
+    "failing:0:EMFILE": 24,
+    "failing:1": 1,
+}
 RARE = ("with", "without", "failing", "failing:0:EMFILE", "failing:1")
 
 
@@ -53,7 +61,9 @@ def run(suite: pytest.Pytester, *words: str, test: str = "") -> pytest.RunResult
     return suite.runpytest_subprocess("-p", "no:cacheprovider", "-rA", *words, timeout=60)
 
 
-@pytest.mark.parametrize("mode", [pytest.param(mode, marks=pytest.mark.long) if mode in RARE else mode for mode in EXPECTED])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.long) if mode in RARE else mode for mode in EXPECTED]
+)
 def test_the_whole_run(suite: pytest.Pytester, mode: str) -> None:
     """Under --secretmem=MODE each test meets what the mode promises, and knows the mode."""
     test = f"""
@@ -224,7 +234,9 @@ def test(pytestconfig):
 
 def test_exit_status(suite: pytest.Pytester) -> None:
     """The run in a mode ends as pytest ends: 0, 1 for failures, 2 for an interruption, 5 for no tests."""
-    suite.makepyfile(test_a="def test(): pass", test_b="def test(): assert 0", test_c="def test(): raise KeyboardInterrupt")
+    suite.makepyfile(
+        test_a="def test(): pass", test_b="def test(): assert 0", test_c="def test(): raise KeyboardInterrupt"
+    )
     for words, code in ((["test_a.py"], 0), (["test_b.py"], 1), (["test_c.py"], 2), (["test_a.py", "-k", "none"], 5)):
         assert run(suite, "--secretmem=without", *words).ret == code
 
@@ -358,5 +370,3 @@ def test_the_example() -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert "failed" not in done.stdout
-
-

@@ -41,7 +41,7 @@ def probe() -> None:
     try:
         if libc.is_emulated(region.fileno()):
             raise BackendUnavailable(
-                "memfd_secret is emulated here by `secretfs run`: its memory can be read like any other",
+                "memfd_secret is emulated here by secretfs run: its memory can be read like any other",
                 hint="start without `secretfs run`, or use --backend emulator",
             )
         _prove(region._address)

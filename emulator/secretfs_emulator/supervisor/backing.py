@@ -1,7 +1,7 @@
 """What stands behind an emulated secret: one file for each. Two kinds of backing are in tmpfs.py and memfds.py.
 
-A secret has one open file for all its life, which only the supervised programs hold: when it is closed for good, the
-backing is told, wipes the pages and forgets the secret. The supervisor looks at files by device and inode.
+Only the supervised programs hold a secret open: when it is closed for good, the backing is told, wipes the pages and
+forgets the secret. The supervisor looks at files by device and inode.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class Backing(Protocol):
 
     def create(self, uid: int, gid: int) -> tuple[Area, int]:
         """A new secret that belongs to a user, and the one descriptor of it, which the caller passes on and closes."""
+
+    def reopen(self, area: Area) -> int:
+        """One more open file of the secret, to be passed on; OSError where there must be only one."""
 
     def resize(self, area: Area, size: int) -> None:
         """ftruncate(2)."""

@@ -49,7 +49,7 @@ def _not_executed(name: str, error: OSError | ValueError) -> RunError:
                 hint=f"see its first line, or `file {shlex.quote(name)}`", exit_code=NOT_EXECUTABLE,
             )  # fmt: skip
         return RunError(f"there is no program {name!r}", exit_code=NOT_FOUND)
-    what = (getattr(error, "strerror", None) or str(error)).lower()
+    what = "it is a directory" if os.path.isdir(name) else _reason(error)
     hint = f"chmod +x {shlex.quote(name)}" if code == errno.EACCES and os.path.isfile(name) else ""
     return RunError(f"{name!r} cannot be executed: {what}", hint=hint, exit_code=NOT_EXECUTABLE)
 

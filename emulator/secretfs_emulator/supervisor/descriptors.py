@@ -8,6 +8,7 @@ import os
 import resource
 
 from secretfs_emulator.supervisor import system, target
+from secretfs_emulator.supervisor.backing import Area
 from secretfs_emulator.supervisor.call import Call
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail, value
 
@@ -27,13 +28,17 @@ GENERIC = {
 
 def dup(call: Call) -> Answer:
     """dup(2)."""
-    return _duplicate(call, cloexec=False) if call.secret() is not None else CONTINUE
+    area = call.secret()
+    return _duplicate(call, area, cloexec=False) if area is not None else CONTINUE
 
 
 def fcntl(call: Call) -> Answer:
     """fcntl(2): duplicates, seals, which only memfds have, leases, which nobody could break, and O_DIRECT."""
     command = call.number(1)
-    if command not in _LOOKED_AT or call.secret() is None:
+    if command not in _LOOKED_AT:
+        return CONTINUE
+    area = call.secret()
+    if area is None:
         return CONTINUE
     if command == constants.F_SETLEASE:
         return fail(errno.EAGAIN) if call.number(2) == constants.F_WRLCK else value(0)
@@ -47,7 +52,7 @@ def fcntl(call: Call) -> Answer:
     window = call.session.window
     if least >= window.first + window.count:
         return CONTINUE  # beyond the reserved numbers: a copy that answers some calls differently
-    return _duplicate(call, cloexec=command == constants.F_DUPFD_CLOEXEC, least=least)
+    return _duplicate(call, area, cloexec=command == constants.F_DUPFD_CLOEXEC, least=least)
 
 
 def ioctl(call: Call) -> Answer:
@@ -57,22 +62,33 @@ def ioctl(call: Call) -> Answer:
     return fail(errno.ENOTTY)
 
 
-def _duplicate(call: Call, *, cloexec: bool, least: int = 0) -> Answer:
+def _duplicate(call: Call, area: Area, *, cloexec: bool, least: int = 0) -> Answer:
     """The same open file once more; through our own hands, since the kernel would take the lowest number of all."""
     try:
-        pidfd = target.pidfd_of(call.pid)
-        try:
-            if not call.waiting():
-                return CONTINUE
-            fd = system.pidfd_getfd(pidfd, call.number(0))
-        finally:
-            os.close(pidfd)
+        fd = _its_file(call, area)
     except OSError:
-        return CONTINUE  # not to be had (yama): a copy at a low number works, but answers some calls differently
+        return CONTINUE  # not to be had: a copy at a low number works, but answers some calls differently
     try:
         return call.put(fd, cloexec=cloexec, least=least)
     finally:
         os.close(fd)
+
+
+def _its_file(call: Call, area: Area) -> int:
+    """A descriptor of ours for the caller's open file; where that may not be had (a process that is not dumpable, the
+    security module yama), one for the same secret.
+    """
+    backing = call.session.backing
+    assert backing is not None
+    pidfd = target.pidfd_of(call.pid)
+    try:
+        if not call.waiting():
+            raise ProcessLookupError
+        return system.pidfd_getfd(pidfd, call.number(0))
+    except PermissionError:
+        return backing.reopen(area)
+    finally:
+        os.close(pidfd)
 
 
 def _descriptor_limit(call: Call) -> int:

@@ -7,6 +7,7 @@ signals by itself: they come from the kernel and are not passed on. What somebod
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -15,7 +16,7 @@ import struct
 import sys
 
 from secretfs_emulator.supervisor import system, target
-from secretfs_emulator.supervisor.failure import FAILED, RunError
+from secretfs_emulator.supervisor.failure import RunError
 
 __all__ = ["FOLLOWED", "follow"]
 
@@ -25,6 +26,9 @@ FOLLOWED = set(signal.valid_signals()) - _SYNCHRONOUS - {signal.SIGKILL, signal.
 _INFO = struct.Struct("=IiiI112x")  # struct signalfd_siginfo: number, errno, code, pid
 _FROM_KERNEL = 0x80  # SI_KERNEL
 _GENERATIONS = 64
+_PIDFD_INFO = struct.Struct("=Q52xi")  # struct pidfd_info: mask, exit_code
+_GET_INFO, _INFO_EXIT = 0xC040FF0B, 1 << 3
+_REAPED_WITHIN = 2000
 _LONGEST_MESSAGE = 1 << 17
 
 
@@ -117,10 +121,27 @@ def _stop(number: int) -> None:
 
 
 def _orphaned(pidfd: int) -> int:
-    """The supervisor was killed. The command goes on; only its parent could have learned its exit status."""
-    if pidfd >= 0:
-        select.select([pidfd], [], [])
-    raise RunError(
-        "the supervisor was killed: the command went on without it, and its exit status is not known",
-        hint="look who killed it (dmesg shows the OOM killer)", exit_code=FAILED,
-    )  # fmt: skip
+    """The supervisor was killed. The command goes on; kernels from 6.15 on tell others than its parent how it ended."""
+    status = _exit_status(pidfd) if pidfd >= 0 else None
+    if status is None:
+        raise RunError(
+            "the supervisor was killed: the command went on without it, and its exit status is not known",
+            hint="look who killed it (dmesg shows the OOM killer)",
+        )
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _exit_status(pidfd: int) -> int | None:
+    """Wait for the end of a process that is no child of ours, and ask for its status (PIDFD_GET_INFO)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
+    poll.modify(pidfd, 0)
+    poll.poll(_REAPED_WITHIN)  # POLLHUP: the new parent has taken note of it
+    info = bytearray(_PIDFD_INFO.pack(_INFO_EXIT, 0))
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, info)
+    except OSError:
+        return None
+    mask, status = _PIDFD_INFO.unpack(info)
+    return status if mask & _INFO_EXIT else None

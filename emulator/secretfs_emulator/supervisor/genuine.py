@@ -32,6 +32,10 @@ class KernelBacking:
             os.fchown(fd, uid, gid)
         return Area((self.device, os.fstat(fd).st_ino), fd=fd), fd
 
+    def reopen(self, area: Area) -> int:
+        """See `backing.Backing.reopen`."""
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
     def resize(self, area: Area, size: int) -> None:
         """See `backing.Backing.resize`."""
         os.ftruncate(area.fd, size)

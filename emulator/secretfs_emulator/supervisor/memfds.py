@@ -62,6 +62,10 @@ class MemfdBacking:
         self.areas[area.key] = area
         return area, fd
 
+    def reopen(self, area: Area) -> int:
+        """See `backing.Backing.reopen`."""
+        return os.open(f"/proc/self/fd/{area.fd}", os.O_RDWR | os.O_CLOEXEC)
+
     def resize(self, area: Area, size: int) -> None:
         """See `backing.Backing.resize`."""
         os.ftruncate(area.fd, size)

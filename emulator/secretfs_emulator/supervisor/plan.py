@@ -9,7 +9,7 @@ import resource
 from typing import NoReturn
 
 from secretfs import libc
-from secretfs_emulator.supervisor import become, bpf, calls, numbers
+from secretfs_emulator.supervisor import become, bpf, calls, numbers, target
 from secretfs_emulator.supervisor.backing import Backing
 from secretfs_emulator.supervisor.call import Session
 from secretfs_emulator.supervisor.failure import RunError
@@ -42,6 +42,11 @@ def carry_out(options: Options) -> int:
         )
     if options.without:
         return _without(options)
+    if not target.proc_is_ours():
+        raise RunError(
+            "/proc is missing here, or shows the processes of another pid namespace",
+            hint="mount one: `mount -t proc proc /proc`, or unshare --mount-proc",
+        )
     here = _ask_kernel()
     if here == EMULATED and not options.needs_own_supervisor:
         return _plain(options, "an outer `secretfs run` emulates memfd_secret")

@@ -145,7 +145,7 @@ def read_memory(pid: int, address: int, length: int) -> bytearray:
     return data
 
 
-def write_memory(pid: int, address: int, data: bytes) -> None:
+def write_memory(pid: int, address: int, data: bytes | bytearray) -> None:
     """Put bytes into another process (process_vm_writev(2)); EFAULT if they do not all fit."""
     _transfer(_libc.process_vm_writev, pid, address, bytearray(data))
 

@@ -24,12 +24,21 @@ __all__ = [
     "memory",
     "pidfd_of",
     "position_of",
+    "proc_is_ours",
     "string",
     "translate",
 ]
 
 _CHUNK = 1 << 16
 _PAGE = 4096
+
+
+def proc_is_ours() -> bool:
+    """Whether /proc numbers processes as we do."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
 
 
 def file_of(pid: int, fd: int) -> os.stat_result | None:
