@@ -2,7 +2,7 @@
 
 One client process for each way to run it, all alive at once and told in turn what to time next, so that what else the
 machine does disturbs all of them alike. Of ordinary calls the quickest round counts: whatever is added to that was not
-the filter. An emulated call waits for another process, so there the distribution is shown, and its 10th percentile judged.
+the filter. An emulated call waits for another process: there the distribution is shown, its 10th percentile judged.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ __all__ = ["REPORTS", "Recorder", "run_in_child"]
 
 REPORTS = "SECRETFS_TESTING_REPORTS"
 """Environment variable: the file that a child writes its reports into."""
-_FOR_PARENT = {
+_FOR_PARENT: dict[str, object] = {
     "usepdb": False, "trace": False, "xmlpath": None, "lf": False, "failedfirst": False, "newfirst": False,
     "stepwise": False, "maxfail": 0, "durations": None, "pastebin": None, "numprocesses": None, "dist": "no", "tx": [],
 }  # fmt: skip

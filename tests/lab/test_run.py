@@ -45,5 +45,7 @@ def test_a_kernel_that_lacks_it(told: Any, boots: Boots, way: str) -> None:
     user, variant = WAYS[way]
     real, found = lines(boots.answer(REFERENCE).told[user]), lines(told[way])
     known = set(documented(variant))
-    unknown = {name: results for name, results in differences(real, found).items() if name not in known | OF_6_18 | NO_DISK}
+    unknown = {
+        name: results for name, results in differences(real, found).items() if name not in known | OF_6_18 | NO_DISK
+    }
     assert unknown == {}
