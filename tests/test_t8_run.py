@@ -11,8 +11,8 @@ from pathlib import Path
 
 import box
 import pytest
-from mounts import PATIENCE, SECRETFS, clean_environment, needs_root, needs_secretmem
 from launches import MADE, WHO, Looping, open_folder, program, run
+from mounts import PATIENCE, SECRETFS, clean_environment, needs_root, needs_secretmem
 
 __all__ = ["program"]
 
