@@ -80,7 +80,7 @@ def start(terminal: Terminal, before: str, after: str) -> None:
     terminal.until(b"up-and-42\r\n")
 
 
-READING = "while read line; do echo got-$line; done"
+READING = "while :; do read line && echo got-$line; done"
 
 
 @pytest.mark.slow
