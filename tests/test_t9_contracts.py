@@ -97,7 +97,7 @@ def test_pytest_is_needed_by_the_conformance_suite_and_the_plug_in_only() -> Non
 
 @pytest.mark.parametrize(
     "module",
-    ["secretfs", "secretfs.testing", "secretfs.testing.plugin", "secretfs.cli", "secretfs_kernel", "secretfs_emulator"],
+    ["secretfs", "secretfs.testing", "secretfs.cli", "secretfs_kernel", "secretfs_emulator"],
 )
 def test_import_is_light(module) -> None:
     """Importing the library, its testing tools, the command line or a backend loads neither FUSE, trio nor pytest."""
