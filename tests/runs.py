@@ -14,7 +14,7 @@ import pytest
 from mounts import ROOT, SECRETFS, clean_environment
 from shims import WARNINGS
 
-__all__ = ["HERE", "PROBE", "PROGRAMS", "compiled", "differences", "finished", "observed", "places", "under_run"]
+__all__ = ["HERE", "PROBE", "PROGRAMS", "compiled", "differences", "finished", "observed", "under_run"]
 
 HERE = Path(__file__).parent
 PROBE = sorted((HERE / "secretprobe").glob("*.c"))
@@ -74,13 +74,3 @@ def differences(real: dict[str, str], found: dict[str, str]) -> dict[str, tuple[
     names = list(real) if found["uring.setup"] == "0 0" else names
     assert list(found) == names, "other lines than on the kernel"
     return {name: (real[name], found[name]) for name in names if real[name] != found[name]}
-
-
-def places(factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every user may write and execute."""
-    folder = factory.mktemp("run")
-    for path in (folder, *folder.parents):
-        if path.stat().st_mode & 0o005 != 0o005 and path.owner() != "nobody" and path.is_relative_to("/tmp"):
-            path.chmod(0o755)
-    folder.chmod(0o777)
-    return folder

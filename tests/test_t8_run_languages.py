@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launches import open_folder
 from mounts import ROOT
-from runs import PROGRAMS, finished, places, under_run
+from runs import PROGRAMS, finished, under_run
 
 GO, RUST = Path("/usr/bin/go"), Path("/usr/bin/rustc")
 WORK = ("8", "40")
@@ -21,9 +23,10 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder() -> Iterator[Path]:
     """Where the programs lie; every user may execute them."""
-    return places(tmp_path_factory)
+    with open_folder() as path:
+        yield Path(path)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,14 @@ Where the emulation differs is a table in docs/run-differences.md, and this test
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from launches import open_folder
 from mounts import ROOT, needs_root, needs_secretmem
-from runs import PROBE, compiled, differences, finished, observed, places, under_run
+from runs import PROBE, compiled, differences, finished, observed, under_run
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "run-differences.md"
 VARIANTS = {
@@ -32,9 +34,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder() -> Iterator[Path]:
     """Where the probe lies and runs; every user may write there."""
-    return places(tmp_path_factory)
+    with open_folder() as path:
+        yield Path(path)
 
 
 @pytest.fixture(scope="module", params=["dynamic", "static"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launches import open_folder
 from mounts import ROOT, clean_environment
-from runs import PROGRAMS, compiled, finished, observed, places, under_run
+from runs import PROGRAMS, compiled, finished, observed, under_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 BACKINGS = ["tmpfs", "memfd"]
@@ -50,9 +52,10 @@ modern.shrink=-1 EPERM
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder() -> Iterator[Path]:
     """Where the programs lie and run; every user may write there."""
-    return places(tmp_path_factory)
+    with open_folder() as path:
+        yield Path(path)
 
 
 def backing(name: str) -> list[str]:
