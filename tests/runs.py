@@ -1,7 +1,4 @@
-"""What the tests of `secretfs run` share: programs compiled for them, the command in a box, what the probe observed.
-
-`python -I -m`-less and relocatable: the command is the installed one, so an ordinary user can start it too.
-"""
+"""What tests of programs under `secretfs run` share: how they are compiled and started, and what the probe observed."""
 
 from __future__ import annotations
 
@@ -19,8 +16,6 @@ __all__ = ["HERE", "PROBE", "PROGRAMS", "compiled", "differences", "finished", "
 HERE = Path(__file__).parent
 PROBE = sorted((HERE / "secretprobe").glob("*.c"))
 PROGRAMS = HERE / "runprograms"
-LIMIT = 8 << 20
-"""Bytes that may be locked, for all of them: what an ordinary user has by default."""
 
 
 def compiled(target: Path, *sources: Path, static: bool = False) -> Path:
