@@ -1,7 +1,7 @@
 /* What a program under `secretfs run` spends: times operations that it is told on stdin, one line "NAME COUNT" each.
  *
- * runclient plain|allow-all|started. "allow-all" installs a seccomp filter that allows everything: the price of having
- * any filter. Ordinary calls: prints nanoseconds for one. "cycle" and "create": prints the 10th, 50th and 90th percentile
+ * runclient plain|allow-all|one-argument|started. "allow-all" installs a seccomp filter that allows everything: the price
+ * of having any filter; "one-argument" one that looks at a descriptor, so that the kernel must run it. Ordinary calls: prints nanoseconds for one. "cycle" and "create": prints the 10th, 50th and 90th percentile
  * in nanoseconds. "started" prints CLOCK_MONOTONIC in nanoseconds and ends. */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -121,11 +121,24 @@ static void serve(const char *name, int count) {
     fflush(stdout);
 }
 
-static void allow_all(void) {
-    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    struct sock_fprog program = {1, &allow};
+static void install(struct sock_fprog program) {
     need(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
     need(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0, "seccomp");
+}
+
+static void allow_all(void) {
+    struct sock_filter code[] = {BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    install((struct sock_fprog){1, code});
+}
+
+/* The least that a filter can do which looks at an argument of read(2) and write(2), and nothing else. */
+static void one_argument(void) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0), BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, SYS_write, 2, 0),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 16), BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 1 << 30, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO),
+    };
+    install((struct sock_fprog){6, code});
 }
 
 int main(int argc, char **argv) {
@@ -135,6 +148,8 @@ int main(int argc, char **argv) {
         return printf("%ld\n", now()) < 0;
     if (argc > 1 && strcmp(argv[1], "allow-all") == 0)
         allow_all();
+    if (argc > 1 && strcmp(argv[1], "one-argument") == 0)
+        one_argument();
     zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
     null = open("/dev/null", O_WRONLY | O_CLOEXEC);
     file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);

@@ -14,7 +14,7 @@ import pytest
 from mounts import ROOT, SECRETFS, clean_environment
 from shims import WARNINGS
 
-__all__ = ["HERE", "PROBE", "PROGRAMS", "compiled", "finished", "observed", "places", "under_run"]
+__all__ = ["HERE", "PROBE", "PROGRAMS", "compiled", "differences", "finished", "observed", "places", "under_run"]
 
 HERE = Path(__file__).parent
 PROBE = sorted((HERE / "secretprobe").glob("*.c"))
@@ -66,6 +66,14 @@ def observed(output: str) -> dict[str, str]:
     found = dict(line.split("=", 1) for line in lines)
     assert len(found) == len(lines), "a name comes twice"
     return found
+
+
+def differences(real: dict[str, str], found: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Name, one result and the other, where they differ. Without io_uring there are no other lines about it."""
+    names = [name for name in real if name == "uring.setup" or not name.startswith("uring.")]
+    names = list(real) if found["uring.setup"] == "0 0" else names
+    assert list(found) == names, "other lines than on the kernel"
+    return {name: (real[name], found[name]) for name in names if real[name] != found[name]}
 
 
 def places(factory: pytest.TempPathFactory) -> Path:

@@ -70,8 +70,8 @@ def test_threads_in_a_storm(folder: Path, kind: str, static: bool) -> None:
     """
     program = compiled(folder / f"storm-{kind}-{static}", PROGRAMS / "storm.c", static=static)
     done = subprocess.run(
-        under_run([program, "8", "50"], *backing(kind), "--stats"), cwd=folder, env=clean_environment(), capture_output=True,
-        text=True, check=False, timeout=200,
+        under_run([program, "8", "50"], *backing(kind), "--stats"), cwd=folder, env=clean_environment(),
+        capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "ok 400\n"), done.stdout[-1000:] + done.stderr
     assert number(r"(\d+) signals", done.stderr) >= 100

@@ -24,7 +24,7 @@ __all__ = ["REPORTS", "Recorder", "run_in_child"]
 
 REPORTS = "SECRETFS_TESTING_REPORTS"
 """Environment variable: the file that a child writes its reports into."""
-_FOR_PARENT = {
+_FOR_PARENT: dict[str, object] = {
     "usepdb": False, "trace": False, "xmlpath": None, "lf": False, "failedfirst": False, "newfirst": False,
     "stepwise": False, "maxfail": 0, "durations": None, "pastebin": None, "numprocesses": None, "dist": "no", "tx": [],
 }  # fmt: skip
@@ -68,7 +68,7 @@ def run_in_child(item: pytest.Item, mode: Mode) -> list[pytest.TestReport]:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", check=False,
         )  # fmt: skip
         found = list(_read(item.config, Path(path)))
-    tests = [report for report in found if isinstance(report, pytest.TestReport)]
+    tests = [report for report in found if isinstance(report, pytest.TestReport) and report.nodeid == item.nodeid]
     if tests and tests[-1].when == "teardown":
         return tests
     collected = [report for report in found if isinstance(report, pytest.CollectReport)]

@@ -1,7 +1,7 @@
 """A pytest plug-in: runs an application's tests with secret memory, without it, emulated, or over the lock limit.
 
-`pytest --secretmem=MODE` runs all tests in that mode, `@pytest.mark.secretmem("MODE")` one test, in a process of its own.
-It only translates between pytest and `_modes` and `_child`. pytest loads it in every run where secretfs is installed, so
+`pytest --secretmem=MODE` runs all tests in that mode, `@pytest.mark.secretmem("MODE")` one test, in its own process.
+It only translates between pytest and `_modes` and `_child`. pytest loads it in every run where secretfs is installed:
 it imports nothing heavy and does nothing until it is asked.
 """
 
@@ -72,7 +72,7 @@ def _start_again(config: pytest.Config, mode: _modes.Mode) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     command = mode.command([sys.executable, *sys.orig_argv[1:]])
-    os.execve(command[0], command, mode.environment())  # noqa: S606
+    os.execve(command[0], command, mode.environment())
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -128,8 +128,8 @@ def secretmem_mode() -> str:
 def secretfs_run() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`secretfs_run(words, mode="with", **options)`: run a command in a mode, and return what became of it.
 
-    Options are those of subprocess.run(); output is captured as text unless they say otherwise. Exit code 125 means that
-    the mode cannot be had, and stderr why.
+    Options are those of subprocess.run(); output is captured as text unless they say otherwise. Exit code 125 means
+    that the mode cannot be had, and stderr why.
     """
 
     def run(words: Sequence[str | os.PathLike[str]], mode: str = "with", **options: Any) -> Any:
@@ -139,7 +139,8 @@ def secretfs_run() -> Callable[..., subprocess.CompletedProcess[str]]:
             options["capture_output"] = True
         if not {"encoding", "errors", "universal_newlines"} & set(options):
             options.setdefault("text", True)
-        return subprocess.run(wanted.command(list(map(os.fspath, words))), env=environment, check=False, **options)
+        command = wanted.command([os.fspath(word) for word in words])
+        return subprocess.run(command, env=environment, check=False, **options)
 
     return run
 

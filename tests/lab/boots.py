@@ -70,8 +70,8 @@ BOOTS = {
     "6.1-secretmem": Boot("6.1", (_ENABLE,), _MEMORY, ("kernel",)),
     "6.1-secretmem-init_on_free": Boot("6.1", (_ENABLE, _CLEAR), _MEMORY, ("kernel",)),
     "6.1-probe": Boot("6.1", (), "guest_run.py", ("run",), probe=True),
-    "6.1-secretmem-probe": Boot("6.1", (_ENABLE,), "guest_run.py", ("native",), probe=True),
     "6.12": Boot("6.12", (), _MEMORY, ("kernel",)),
+    "6.12-probe": Boot("6.12", (), "guest_run.py", ("native",), probe=True),
     "6.12-init_on_free": Boot("6.12", (_CLEAR,), _MEMORY, ("kernel",)),
 }
 EMULATED = [name for name, boot in BOOTS.items() if boot.arguments == ("emulator",)]

@@ -104,7 +104,8 @@ def name_to_handle_at(call: Call) -> Answer:
     """name_to_handle_at(2) of the descriptor itself: the file system of secret memory exports nothing."""
     if not call.number(4) & _AT_EMPTY_PATH or call.secret() is None:
         return CONTINUE
-    return fail(errno.EOPNOTSUPP) if target.memory(call.pid, call.arguments[1], 1) == b"\0" else CONTINUE
+    first = target.memory(call.pid, call.arguments[1], 1)
+    return fail(errno.EOPNOTSUPP) if first is not None and first[0] == 0 else CONTINUE
 
 
 def io_submit(call: Call) -> Answer:
