@@ -369,3 +369,13 @@ def test_a_proc_of_somebody_else() -> None:
     done = run("--emulate", "true", under=["unshare", "--pid", "--fork"])
     assert (done.returncode, done.stdout) == (125, "")
     assert "/proc is missing here, or shows the processes of another pid namespace" in done.stderr
+
+
+@pytest.mark.slow
+def test_children_that_are_not_waited_for() -> None:
+    """We may be started with SIGCHLD ignored: the command's status is learned all the same, and it ignores it too."""
+    bash = ["bash", "-c", "trap '' CHLD; exec \"$@\"", "bash"]
+    done = run("--emulate", "grep", "SigIgn", "/proc/self/status", under=bash)
+    assert done.returncode == 0
+    assert int(done.stdout.split()[1], 16) >> (signal.SIGCHLD - 1) & 1
+    assert run("--emulate", "bash", "-c", "exit 6", under=bash).returncode == 6

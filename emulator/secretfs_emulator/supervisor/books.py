@@ -6,23 +6,29 @@ have what was put into it, and what its parents had: what it has closed or moved
 
 from __future__ import annotations
 
+import contextlib
+
 from secretfs_emulator.supervisor import target
 from secretfs_emulator.supervisor.backing import Key
 
 __all__ = ["Books"]
 
 _GENERATIONS = 32
+_PROCESSES = 4096
 
 
 class Books:
     """Descriptors by process."""
 
     def __init__(self) -> None:
-        self._noted: dict[int, dict[int, Key]] = {}
+        self._noted: dict[tuple[int, int], dict[int, Key]] = {}
 
     def note(self, pid: int, fd: int, key: Key) -> None:
         """A thread of a process was given this."""
-        self._noted.setdefault(_process(pid), {})[fd] = key
+        with contextlib.suppress(OSError):
+            self._noted.setdefault(target.identity(pid), {})[fd] = key
+        if len(self._noted) > _PROCESSES:
+            del self._noted[next(iter(self._noted))]
 
     def file(self, pid: int, fd: int) -> Key | None:
         """What a descriptor is thought to be."""
@@ -33,22 +39,10 @@ class Books:
         return set(self._known(pid))
 
     def _known(self, pid: int) -> dict[int, Key]:
-        process = _process(pid)
-        for _ in range(_GENERATIONS):
-            if process in self._noted:
-                return self._noted[process]
-            process = int(_field(process, b"PPid") or b"0")
-            if process <= 1:
-                break
+        with contextlib.suppress(OSError):
+            for _ in range(_GENERATIONS):
+                process = target.identity(pid)
+                if process in self._noted:
+                    return self._noted[process]
+                pid = int(target.Status(pid).field(b"PPid") or b"0")
         return {}
-
-
-def _process(pid: int) -> int:
-    return int(_field(pid, b"Tgid") or b"0")
-
-
-def _field(pid: int, name: bytes) -> bytes:
-    try:
-        return target.Status(pid).field(name)
-    except OSError:
-        return b""

@@ -37,6 +37,8 @@ def main(words: list[str]) -> int:
         return carry_out(read(words))
     except UsageError as error:
         raise RunError(str(error), hint=error.hint) from error
+    except OSError as error:
+        raise RunError(f"the command could not be started: {(error.strerror or str(error)).lower()}") from error
 
 
 def read(words: list[str]) -> Options:

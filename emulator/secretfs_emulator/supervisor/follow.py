@@ -40,9 +40,12 @@ def follow(supervisor: socket.socket, supervisor_pid: int) -> int:
     """
     signals = system.signalfd({int(number) for number in FOLLOWED})
     _let_go(supervisor.fileno(), signals)
+    poll = select.poll()
+    poll.register(supervisor, select.POLLIN)
+    poll.register(signals, select.POLLIN)
     pidfd = -1
     while True:
-        ready, _, _ = select.select([supervisor.fileno(), signals], [], [])
+        ready = {fd for fd, _ in poll.poll()}
         if signals in ready:
             _pass_on(os.read(signals, _INFO.size), pidfd)
         if supervisor.fileno() in ready:

@@ -17,7 +17,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from secretfs import libc
 from secretfs_emulator.supervisor import become, follow, system
@@ -26,6 +26,7 @@ from secretfs_emulator.supervisor.serve import Service
 
 __all__ = ["Job", "launch"]
 
+Disposition = Any  # what signal.signal() takes and returns
 _UNKNOWN_FLAG = 0x40000000
 _DRAINED_WITHIN = 0.1
 _IGNORED = {
@@ -67,10 +68,11 @@ def launch(job: Job) -> int:
         RunError: it was not started.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, follow.FOLLOWED)
+    children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the command's status from us
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _never_return(lambda: _supervise(job, its, mask))
+        _never_return(lambda: _supervise(job, its, mask, children))
     its.close()
     return follow.follow(ours, pid)
 
@@ -84,11 +86,11 @@ def _never_return(run: Callable[[], object]) -> NoReturn:
     os._exit(0)
 
 
-def _supervise(job: Job, boss: socket.socket, mask: set[int]) -> None:
+def _supervise(job: Job, boss: socket.socket, mask: set[int], children: Disposition) -> None:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _never_return(lambda: _become(job, its, mask))
+        _never_return(lambda: _become(job, its, mask, children))
     its.close()
     pidfd = os.pidfd_open(pid)
     _withdraw(boss.fileno(), ours.fileno(), pidfd, *job.keep)
@@ -153,7 +155,7 @@ def _wait(pid: int, boss: socket.socket) -> int:
             return os.WEXITSTATUS(status)
 
 
-def _become(job: Job, supervisor: socket.socket, mask: set[int]) -> None:
+def _become(job: Job, supervisor: socket.socket, mask: set[int], children: Disposition) -> None:
     try:
         job.prepare()
         listener = become.install(job.program, listener=True)
@@ -161,9 +163,12 @@ def _become(job: Job, supervisor: socket.socket, mask: set[int]) -> None:
         os.close(listener)
         supervisor.recv(16)
         _check_that_we_are_asked()
+        signal.signal(signal.SIGCHLD, children)
         become.execute(job.command, mask)
     except RunError as error:
         supervisor.send(f"{error.exit_code}\0{error}\0{error.hint}".encode(errors="replace"))
+    except BaseException as error:  # noqa: BLE001 - it must not be taken for the command's end
+        supervisor.send(f"125\0the command could not be started: {type(error).__name__}: {error}\0".encode())
 
 
 def _check_that_we_are_asked() -> None:

@@ -50,11 +50,14 @@ class Service:
     def _receive(self) -> None:
         buffer = bytearray(_NOTICE_SIZE)
         listener = self._session.listener
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                notice = listener.receive(buffer)
-                if notice is not None:
-                    listener.answer(notice.id, self._answer(notice))
+        with contextlib.suppress(EOFError):
+            try:
+                while True:
+                    notice = listener.receive(buffer)
+                    if notice is not None:
+                        listener.answer(notice.id, self._answer(notice))
+            except OSError:
+                os._exit(1)  # callers that nobody answers would wait for ever; so they get ENOSYS
 
     def _answer(self, notice: Notice) -> Answer:
         session = self._session
@@ -68,6 +71,9 @@ class Service:
                 answer = handler(call)
             except OSError:
                 answer = CONTINUE  # the caller has gone while it was looked at, or hides from us
+            except Exception as error:  # noqa: BLE001 - a caller must not wait for ever for an answer
+                session.counts[f"{type(error).__name__} in {name}"] += 1
+                answer = CONTINUE
             self._observe(session, call, name, answer)
         return answer
 

@@ -31,6 +31,7 @@ __all__ = [
 
 _CHUNK = 1 << 16
 _PAGE = 4096
+_OURS = re.compile(r"/secretmem \(deleted\)$|/memfd:|.*/\d+/mem$", re.DOTALL)
 
 
 def proc_is_ours() -> bool:
@@ -42,13 +43,17 @@ def proc_is_ours() -> bool:
 
 
 def file_of(pid: int, fd: int) -> os.stat_result | None:
-    """What descriptor `fd` of a process is; None if it is not open.
+    """What descriptor `fd` of a process is; None if it is not open, or cannot be anything of ours by its name.
+
+    Only a file of ours is asked itself: any other may be on a file system that does not answer, or is served by a
+    program that waits for us.
 
     Raises:
         PermissionError: an ordinary user may not look at a process that is not dumpable.
     """
+    path = f"/proc/{pid}/fd/{fd}"
     try:
-        return os.stat(f"/proc/{pid}/fd/{fd}")
+        return os.stat(path) if _OURS.match(os.readlink(path)) else None
     except PermissionError:
         raise
     except OSError:
