@@ -86,7 +86,7 @@ def command_line(*, add_help: bool = True) -> argparse.ArgumentParser:
         "--without", action="store_true", help="as on a kernel that lacks the call: it fails with ENOSYS"
     )
     parser.add_argument(
-        "--strict", action="store_true", help="also refuse /proc/PID/mem to the programs (each open takes 15 us longer)"
+        "--strict", action="store_true", help="also refuse secrets through /proc/PID/mem (each open takes 15 us longer)"
     )
     parser.add_argument("--rfc2020", action="store_true", help="also the interface of 2020: memfd_create(MFD_SECRET)")
     parser.add_argument(

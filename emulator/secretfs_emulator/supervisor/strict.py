@@ -1,8 +1,8 @@
 """--strict: /proc/PID/mem, which reads secret memory by pinning it, and so is EIO there.
 
-A process that opens its own gets a descriptor at a reserved number, through which its secrets cannot be read; another
-process's is refused, and debuggers then use ptrace(2). Paths are judged by their text, with the working directory or
-the directory descriptor before it: a symbolic link with another name is not seen through.
+A process that may open one gets a descriptor at a reserved number, through which secrets cannot be read. Paths are
+judged by their text, with the working directory or the directory descriptor before it: a symbolic link with another
+name is not seen through.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
 
 __all__ = ["guarded", "open_path", "openat", "openat2"]
 
-_CAP_DAC_OVERRIDE = 1
+_CAP_DAC_OVERRIDE, _CAP_SYS_PTRACE = 1, 19
+_YAMA = "/proc/sys/kernel/yama"
 _LONGEST_PATH = 4096
 _MEMORY = re.compile(r"/proc/(self|thread-self|\d+)(?:/task/(\d+))?/mem")
 
@@ -44,9 +45,12 @@ def _judge(call: Call, directory: int | None, path: int, flags: int) -> Answer:
     if text is None or not text.rstrip(b"/").endswith(b"mem") or flags & os.O_PATH:
         return CONTINUE
     match = _MEMORY.fullmatch(_absolute(call, directory, os.fsdecode(bytes(text))))
-    if match is None or not call.waiting():
+    if match is None:
         return CONTINUE
-    return _open_own(call, flags) if _is_own(call, match) else fail(errno.EACCES)
+    process = _process_meant(call, match)
+    if process is None or not call.waiting():
+        return CONTINUE
+    return _open(call, process, flags) if _may_look(call, process) else fail(errno.EACCES)
 
 
 def _absolute(call: Call, directory: int | None, text: str) -> str:
@@ -56,17 +60,35 @@ def _absolute(call: Call, directory: int | None, text: str) -> str:
     return "/" + os.path.normpath(text).lstrip("/")
 
 
-def _is_own(call: Call, match: re.Match[str]) -> bool:
-    if not match[1].isdigit():
-        return match[2] is None or target.Status(call.pid).numbers[-1] == int(match[2])
-    other = target.translate(call.pid, int(match[1]))
-    return other is not None and target.Status(other).process == target.Status(call.pid).process
+def _process_meant(call: Call, match: re.Match[str]) -> int | None:
+    """The process whose memory it is."""
+    number = match[2] or match[1]
+    if not number.isdigit():
+        return target.Status(call.pid).process
+    other = target.translate(call.pid, int(number))
+    return None if other is None else target.Status(other).process
 
 
-def _open_own(call: Call, flags: int) -> Answer:
-    """The caller's memory, if it may open it: by its owner, as for any file; a process may always look at itself."""
-    status = target.Status(call.pid)
-    path = f"/proc/{status.process}/mem"
+def _may_look(call: Call, process: int) -> bool:
+    """Whether the kernel would let the caller (ptrace(2), "Ptrace access mode checking"): a process may always look at
+    itself, and at one that it traces, since that was allowed when it began to.
+    """
+    own, other = target.Status(call.pid), target.Status(process)
+    tracer = int(other.field(b"TracerPid") or b"0")
+    if own.process == other.process or (tracer and target.Status(tracer).process == own.process):
+        return True
+    if os.path.exists(_YAMA) or os.readlink(f"/proc/{call.pid}/ns/user") != os.readlink(f"/proc/{process}/ns/user"):
+        return False  # more is asked for than is known here
+    if own.capable(_CAP_SYS_PTRACE):
+        return True
+    effective = [own.field(name).split()[1] for name in (b"Uid", b"Gid")]
+    its = [set(other.field(name).split()[:3]) for name in (b"Uid", b"Gid")]
+    return its == [{effective[0]}, {effective[1]}] and os.stat(f"/proc/{process}/mem").st_uid == int(effective[0])
+
+
+def _open(call: Call, process: int, flags: int) -> Answer:
+    """The memory of a process, if its owner is the caller, as for any file."""
+    status, path = target.Status(call.pid), f"/proc/{process}/mem"
     if os.stat(path).st_uid != int(status.field(b"Uid").split()[3]) and not status.capable(_CAP_DAC_OVERRIDE):
         return CONTINUE
     try:
@@ -75,7 +97,7 @@ def _open_own(call: Call, flags: int) -> Answer:
         return fail(error.errno or errno.EACCES)
     try:
         about = os.fstat(fd)
-        call.session.memories[about.st_dev, about.st_ino] = status.process
+        call.session.memories[about.st_dev, about.st_ino] = process
         return call.put(fd, cloexec=bool(flags & os.O_CLOEXEC))
     finally:
         os.close(fd)
