@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import box
 import pytest
 from launches import open_folder
 from mounts import ROOT, clean_environment
-from runs import PROGRAMS, compiled, finished, observed, under_run
+from runs import PROGRAMS, compiled, core_dumps, finished, observed, under_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 BACKINGS = ["tmpfs", "memfd", "user"]
@@ -127,3 +128,30 @@ def test_a_program_of_2020_without_the_option(folder: Path) -> None:
 def observed_first(told: str, name: str) -> str:
     """The first result of that name: the program says some twice."""
     return observed("\n".join(line for line in told.splitlines() if line.startswith(name)))[name]
+
+
+@pytest.mark.parametrize("kind", BACKINGS)
+def test_ordinary_files_at_reserved_numbers(folder: Path, kind: str) -> None:
+    """1,100 ordinary files, some of which get reserved numbers, work as ever, and so do secrets among them."""
+    program = compiled(folder / f"crossing-{kind}", PROGRAMS / "crossing.c")
+    raised = ["prlimit", "--nofile=2048:4096"]
+    assert finished(under(kind, [*raised, program, "1100"]), folder) == "1100 files, 8 secrets\n"
+    assert finished([*raised, *under(kind, [program, "1100"])], folder) == "1100 files, 8 secrets\n"
+
+
+@pytest.mark.parametrize("kind", BACKINGS)
+def test_core_dumps(folder: Path, kind: str) -> None:
+    """A core dump has no secret; with memfds it has no other shared anonymous memory either, and the heap always."""
+    if reason := core_dumps():
+        pytest.skip(reason)
+    program = compiled(folder / f"crash-{kind}", PROGRAMS / "crash.c")
+    done = subprocess.run(
+        ["prlimit", "--core=unlimited", *under(kind, [program])], cwd=folder, env=clean_environment(), check=False,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGABRT, done.stderr
+    (core,) = folder.glob("core*")
+    dump = core.read_bytes()
+    core.unlink()
+    found = [letter for letter in "AJS" if bytes(ord(letter) + i % 3 for i in range(64)) in dump]
+    assert found == (["J", "S"] if kind == "tmpfs" else ["S"])
