@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mounts import clean_environment, needs_secretmem
+from mounts import SECRETFS, clean_environment, needs_secretmem
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
@@ -284,6 +284,22 @@ def test_a_mode_that_is_not_in_force(suite: pytest.Pytester, monkeypatch: pytest
     done = run(suite)
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     done.stderr.fnmatch_lines(["*the mode 'failing:0:ENOSPC' is not in force*not fails with ENOSPC*"])
+
+
+def test_a_mode_that_cannot_be_had(suite: pytest.Pytester) -> None:
+    """Where `secretfs run` refuses, a marked test is an error with its reason, and a whole run ends with 125."""
+    test = """
+@pytest.mark.secretmem("failing:1")
+def test():
+    pass
+"""
+    done = run(suite, "--secretmem=emulated", test=test)
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*ended with 125 in mode 'failing:1:EPERM'*", "secretfs: error: another supervisor*"])
+    command = [SECRETFS, "run", "--emulate", "--", sys.executable, "-m", "pytest", "--secretmem=failing:1"]
+    whole = suite.run(*command, timeout=60)
+    assert whole.ret == 125
+    whole.stderr.fnmatch_lines(["secretfs: error: another supervisor*"])
 
 
 def test_running_a_command(suite: pytest.Pytester) -> None:
