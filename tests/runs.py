@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import subprocess
 from collections.abc import Sequence
@@ -12,12 +14,37 @@ import pytest
 from mounts import ROOT, SECRETFS, clean_environment
 from shims import WARNINGS
 
-__all__ = ["HERE", "PROBE", "PROGRAMS", "compiled", "core_dumps", "differences", "finished", "observed", "under_run"]
+from secretfs import libc
+
+__all__ = [
+    "HERE",
+    "PROBE",
+    "PROGRAMS",
+    "compiled",
+    "core_dumps",
+    "differences",
+    "finished",
+    "may_emulate",
+    "observed",
+    "under_run",
+]
 
 HERE = Path(__file__).parent
 PROBE = sorted((HERE / "secretprobe").glob("*.c"))
 PROGRAMS = HERE / "runprograms"
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
+
+
+def _forbidden() -> bool:
+    """Whether a seccomp profile answers memfd_secret(2), which no filter of ours can overrule."""
+    try:
+        os.close(libc.memfd_secret(os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False
+
+
+may_emulate = pytest.mark.skipif(_forbidden(), reason="memfd_secret: forbidden here, so that nothing can emulate it")
 
 
 def compiled(target: Path, *sources: Path, static: bool = False) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from launches import open_folder
 from mounts import ROOT, needs_root, needs_secretmem
-from runs import PROBE, compiled, differences, finished, observed, under_run
+from runs import PROBE, compiled, differences, finished, may_emulate, observed, under_run
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "run-differences.md"
 VARIANTS = {
@@ -34,7 +34,7 @@ HIDDEN = ("aio.", "fstatfs", "limits.", "madvise.", "mlock", "mprotect.", "msync
           "vm_writev.", "vmsplice", "zero_copy.")  # fmt: skip
 """What depends on the caller's memory or mappings, and so is the kernel's where they cannot be looked at."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, may_emulate]
 
 
 @pytest.fixture(scope="module")

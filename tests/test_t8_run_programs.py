@@ -12,9 +12,9 @@ import box
 import pytest
 from launches import open_folder
 from mounts import ROOT, clean_environment
-from runs import PROGRAMS, compiled, core_dumps, finished, observed, under_run
+from runs import PROGRAMS, compiled, core_dumps, finished, may_emulate, observed, under_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, may_emulate, pytest.mark.timeout(300)]
 BACKINGS = ["tmpfs", "memfd", "user"]
 EXCLUSIVE = """\
 second_mode=-1 EINVAL
