@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +14,37 @@ import pytest
 from mounts import ROOT, SECRETFS, clean_environment
 from shims import WARNINGS
 
-__all__ = ["HERE", "PROBE", "PROGRAMS", "compiled", "differences", "finished", "observed", "under_run"]
+from secretfs import libc
+
+__all__ = [
+    "HERE",
+    "PROBE",
+    "PROGRAMS",
+    "compiled",
+    "core_dumps",
+    "differences",
+    "finished",
+    "may_emulate",
+    "observed",
+    "under_run",
+]
 
 HERE = Path(__file__).parent
 PROBE = sorted((HERE / "secretprobe").glob("*.c"))
 PROGRAMS = HERE / "runprograms"
+CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
+
+
+def _forbidden() -> bool:
+    """Whether a seccomp profile answers memfd_secret(2), which no filter of ours can overrule."""
+    try:
+        os.close(libc.memfd_secret(os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False
+
+
+may_emulate = pytest.mark.skipif(_forbidden(), reason="memfd_secret: forbidden here, so that nothing can emulate it")
 
 
 def compiled(target: Path, *sources: Path, static: bool = False) -> Path:
@@ -69,3 +98,13 @@ def differences(real: dict[str, str], found: dict[str, str]) -> dict[str, tuple[
     names = list(real) if found["uring.setup"] == "0 0" else names
     assert list(found) == names, "other lines than on the kernel"
     return {name: (real[name], found[name]) for name in names if real[name] != found[name]}
+
+
+def core_dumps() -> str:
+    """Why the kernel writes no core file into the working directory here, or ""."""
+    pattern = CORE_PATTERN.read_text(encoding="ascii").strip()
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
+        return "core dumps: the hard limit on their size is 0"
+    if pattern.startswith("|") or "/" in pattern or not pattern:
+        return f"core dumps: kernel.core_pattern is {pattern!r}, which does not write them here"
+    return ""

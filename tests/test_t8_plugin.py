@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from mounts import clean_environment, needs_secretmem
+from mounts import SECRETFS, clean_environment, needs_secretmem
+from runs import may_emulate
 
 pytest_plugins = ["pytester"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, may_emulate]
 
 HEADER = """
 import ctypes, errno, mmap, os, pytest
@@ -286,6 +287,22 @@ def test_a_mode_that_is_not_in_force(suite: pytest.Pytester, monkeypatch: pytest
     done.stderr.fnmatch_lines(["*the mode 'failing:0:ENOSPC' is not in force*not fails with ENOSPC*"])
 
 
+def test_a_mode_that_cannot_be_had(suite: pytest.Pytester) -> None:
+    """Where `secretfs run` refuses, a marked test is an error with its reason, and a whole run ends with 125."""
+    test = """
+@pytest.mark.secretmem("failing:1")
+def test():
+    pass
+"""
+    done = run(suite, "--secretmem=emulated", test=test)
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*ended with 125 in mode 'failing:1:EPERM'*", "secretfs: error: another supervisor*"])
+    command = [SECRETFS, "run", "--emulate", "--", sys.executable, "-m", "pytest", "--secretmem=failing:1"]
+    whole = suite.run(*command, timeout=60)
+    assert whole.ret == 125
+    whole.stderr.fnmatch_lines(["secretfs: error: another supervisor*"])
+
+
 def test_running_a_command(suite: pytest.Pytester) -> None:
     """secretfs_run runs a command in a mode, and returns its exit code and output."""
     test = """
@@ -361,9 +378,9 @@ def test_it_is_cheap() -> None:
 
 
 def test_the_example() -> None:
-    """The suite in examples/pytest-plugin passes as it stands, and in each mode."""
+    """The suite in examples/pytest-plugin passes as it stands, and in a mode."""
     folder = Path(__file__).parents[1] / "examples" / "pytest-plugin"
-    for words in ([], ["--secretmem=emulated"], ["--secretmem=without"]):
+    for words in ([], ["--secretmem=emulated"]):
         done = subprocess.run(
             [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-c", "/dev/null", *words, "."],
             cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False, timeout=100,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from launches import open_folder
 from mounts import ROOT
-from runs import PROGRAMS, finished, under_run
+from runs import PROGRAMS, finished, may_emulate, under_run
 
 GO, RUST = Path("/usr/bin/go"), Path("/usr/bin/rustc")
 WORK = ("8", "40")
-pytestmark = [pytest.mark.languages, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.languages, may_emulate, pytest.mark.timeout(300)]
 VARIANTS = {
     "tmpfs": (None, ("--emulate", "--backing", "tmpfs")),
     "strict": (None, ("--emulate", "--strict")),

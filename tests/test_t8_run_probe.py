@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from launches import open_folder
 from mounts import ROOT, needs_root, needs_secretmem
-from runs import PROBE, compiled, differences, finished, observed, under_run
+from runs import PROBE, compiled, differences, finished, may_emulate, observed, under_run
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "run-differences.md"
 VARIANTS = {
@@ -30,7 +30,11 @@ MOST = {"tmpfs": 31, "tmpfs-strict": 26, "memfd": 35, "memfd-strict": 30, "user"
 LIMITS = {"tmpfs": 1, "tmpfs-strict": 1, "memfd": 5, "memfd-strict": 5, "user": 5, "user-strict": 5}
 """How many of those about the lock limit may."""
 
-pytestmark = pytest.mark.slow
+HIDDEN = ("aio.", "fstatfs", "limits.", "madvise.", "mlock", "mprotect.", "msync.", "name_to_handle_at", "vm_readv.",
+          "vm_writev.", "vmsplice", "zero_copy.")  # fmt: skip
+"""What depends on the caller's memory or mappings, and so is the kernel's where they cannot be looked at."""
+
+pytestmark = [pytest.mark.slow, may_emulate]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +51,9 @@ def probe(folder: Path, request: pytest.FixtureRequest) -> Path:
 
 
 @cache
-def native(probe: Path, user: str | None) -> dict[str, str]:
+def native(probe: Path, user: str | None, under: tuple[str, ...] = (), words: tuple[str, ...] = ()) -> dict[str, str]:
     """What it observes of the real kernel."""
-    return observed(finished([probe], probe.parent, user=user))
+    return observed(finished([*under, probe, *words], probe.parent, user=user))
 
 
 def documented(variant: str) -> dict[str, tuple[str, str]]:
@@ -67,13 +71,15 @@ def documented(variant: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def emulated(probe: Path, variant: str, *more: str) -> dict[str, tuple[str, str]]:
-    """What of what it observes in a variant differs from the kernel."""
+def emulated(
+    probe: Path, variant: str, *more: str, under: tuple[str, ...] = (), words: tuple[str, ...] = ()
+) -> dict[str, tuple[str, str]]:
+    """What of what it observes in a variant differs from the kernel: with more options, inside another command."""
     user, options = VARIANTS[variant]
     if user is None and not ROOT:
         pytest.skip("needs root: only root has the tmpfs backing")
-    real = native(probe, user)
-    found = observed(finished(under_run([probe], *options, *more), probe.parent, user=user))
+    real = native(probe, user, under, words)
+    found = observed(finished(under_run([*under, probe, *words], *options, *more), probe.parent, user=user))
     return differences(real, found)
 
 
@@ -82,6 +88,35 @@ def emulated(probe: Path, variant: str, *more: str) -> dict[str, tuple[str, str]
 def test_differences(probe: Path, variant: str) -> None:
     """The lines that differ are those of the table, with the results that it names."""
     assert emulated(probe, variant) == documented(variant)
+
+
+@needs_root
+@needs_secretmem
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [("tmpfs", "-pf"), ("user", "-Upf"), ("user", "-Ur")],
+)
+def test_in_other_namespaces(probe: Path, variant: str, options: str) -> None:
+    """In pid and user namespaces of their own, where numbers of processes and users mean something else, no more
+    differs.
+    """
+    proc = ["--mount-proc"] if "p" in options else []
+    assert emulated(probe, variant, under=("unshare", options, *proc)) == documented(variant)
+
+
+@needs_secretmem
+def test_a_process_that_hides(probe: Path) -> None:
+    """A process that is not dumpable hides nothing from root's supervisor: no more differs."""
+    assert emulated(probe, "tmpfs", words=("undumpable",)) == documented("tmpfs")
+
+
+@needs_root
+@needs_secretmem
+def test_a_process_that_hides_from_its_own_user(probe: Path) -> None:
+    """From an ordinary user's supervisor it hides its memory and mappings; what it was given, it has all the same."""
+    differing = set(emulated(probe, "user", words=("undumpable",))) - set(documented("user"))
+    assert {name for name in differing if not name.startswith(HIDDEN)} == set()
+    assert "vm_readv.secret" in differing
 
 
 @needs_secretmem

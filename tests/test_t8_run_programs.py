@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import box
 import pytest
 from launches import open_folder
 from mounts import ROOT, clean_environment
-from runs import PROGRAMS, compiled, finished, observed, under_run
+from runs import PROGRAMS, compiled, core_dumps, finished, may_emulate, observed, under_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-BACKINGS = ["tmpfs", "memfd"]
+pytestmark = [pytest.mark.slow, may_emulate, pytest.mark.timeout(300)]
+BACKINGS = ["tmpfs", "memfd", "user"]
 EXCLUSIVE = """\
 second_mode=-1 EINVAL
 same_mode=-1 EINVAL
@@ -58,11 +60,18 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def backing(name: str) -> list[str]:
-    """Options for a backing; only root has the tmpfs."""
-    if name == "tmpfs" and not ROOT:
-        pytest.skip("needs root: only root has the tmpfs backing")
-    return ["--emulate", "--backing", name]
+def under(kind: str, words: list[str | Path], *options: str) -> list[str]:
+    """A command under `secretfs run`: as root with a backing, or as an ordinary user, who has memfds only."""
+    needs_root_for(kind)
+    if kind == "user":
+        return box.command(under_run(words, "--emulate", *options), user="nobody")
+    return under_run(words, "--emulate", "--backing", kind, *options)
+
+
+def needs_root_for(kind: str) -> None:
+    """Only root has the tmpfs, and becomes another user."""
+    if kind != "memfd" and not ROOT:
+        pytest.skip("needs root: for the tmpfs backing, and to become another user")
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
@@ -73,7 +82,7 @@ def test_threads_in_a_storm(folder: Path, kind: str, static: bool) -> None:
     """
     program = compiled(folder / f"storm-{kind}-{static}", PROGRAMS / "storm.c", static=static)
     done = subprocess.run(
-        under_run([program, "8", "50"], *backing(kind), "--stats"), cwd=folder, env=clean_environment(),
+        under(kind, [program, "8", "50"], "--stats"), cwd=folder, env=clean_environment(),
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "ok 400\n"), done.stdout[-1000:] + done.stderr
@@ -95,7 +104,7 @@ def test_a_thousand_areas(folder: Path, kind: str) -> None:
     made again.
     """
     program = compiled(folder / f"areas-{kind}", PROGRAMS / "areas.c")
-    told = finished(under_run([program, "1000", "100"], *backing(kind)), folder)
+    told = finished(under(kind, [program, "1000", "100"]), folder)
     assert told == "mapped 1000\nopen 100\nmapped again 1000\n"
 
 
@@ -103,8 +112,8 @@ def test_a_thousand_areas(folder: Path, kind: str) -> None:
 def test_a_program_of_2020(folder: Path, kind: str) -> None:
     """Under --rfc2020 the interface of July 2020 is there, and the same flag is still MFD_NOEXEC_SEAL."""
     program = compiled(folder / f"rfc2020-{kind}", PROGRAMS / "rfc2020.c")
-    box = ["setpriv", "--bounding-set=-ipc_lock"] if ROOT else []  # or there is no limit
-    told = finished([*box, *under_run([program], *backing(kind), "--rfc2020")], folder)
+    limited = ["setpriv", "--bounding-set=-ipc_lock"] if ROOT else []  # or there is no limit
+    told = finished([*limited, *under(kind, [program], "--rfc2020")], folder)
     assert told == OF_2020
 
 
@@ -119,3 +128,30 @@ def test_a_program_of_2020_without_the_option(folder: Path) -> None:
 def observed_first(told: str, name: str) -> str:
     """The first result of that name: the program says some twice."""
     return observed("\n".join(line for line in told.splitlines() if line.startswith(name)))[name]
+
+
+@pytest.mark.parametrize("kind", BACKINGS)
+def test_ordinary_files_at_reserved_numbers(folder: Path, kind: str) -> None:
+    """1,100 ordinary files, some of which get reserved numbers, work as ever, and so do secrets among them."""
+    program = compiled(folder / f"crossing-{kind}", PROGRAMS / "crossing.c")
+    raised = ["prlimit", "--nofile=2048:4096"]
+    assert finished(under(kind, [*raised, program, "1100"]), folder) == "1100 files, 8 secrets\n"
+    assert finished([*raised, *under(kind, [program, "1100"])], folder) == "1100 files, 8 secrets\n"
+
+
+@pytest.mark.parametrize("kind", BACKINGS)
+def test_core_dumps(folder: Path, kind: str) -> None:
+    """A core dump has no secret; with memfds it has no other shared anonymous memory either, and the heap always."""
+    if reason := core_dumps():
+        pytest.skip(reason)
+    program = compiled(folder / f"crash-{kind}", PROGRAMS / "crash.c")
+    done = subprocess.run(
+        ["prlimit", "--core=unlimited", *under(kind, [program])], cwd=folder, env=clean_environment(), check=False,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGABRT, done.stderr
+    (core,) = folder.glob("core*")
+    dump = core.read_bytes()
+    core.unlink()
+    found = [letter for letter in "AJS" if bytes(ord(letter) + i % 3 for i in range(64)) in dump]
+    assert found == (["J", "S"] if kind == "tmpfs" else ["S"])

@@ -67,6 +67,7 @@ static void fill_up(void) {
     SAY("limits.raised", could_map(6));
     limit_pages(0);
     SAY("limits.zero", could_map(1));
+    SAY("limits.zero_mlock", mlock(&first, 1));
     drop(&first);
 }
 

@@ -1,6 +1,8 @@
-/* secretprobe [PART...]: what a program can observe of memfd_secret(2), one line for each observation. */
+/* secretprobe [undumpable] [PART...]: what a program can observe of memfd_secret(2), one line for each observation;
+ * "undumpable": as a process that nobody but root may look at (PR_SET_DUMPABLE). */
 #include "probe.h"
 
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -141,6 +143,11 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc > 2 && strcmp(argv[1], "exec") == 0)
         return after_exec(argc, argv);
+    if (argc > 1 && strcmp(argv[1], "undumpable") == 0) {
+        prctl(PR_SET_DUMPABLE, 0);
+        argc--;
+        argv++;
+    }
     for (size_t i = 0; i < COUNT; i++)
         if (wanted(PARTS[i].name, argc, argv))
             PARTS[i].run();

@@ -125,7 +125,7 @@ class Call:
         try:
             taken = target.descriptor_numbers(self.pid)
         except PermissionError:
-            taken = self.session.books.numbers(self.pid)
+            return self.session.books.free_number(self.pid, numbers)
         return next((number for number in numbers if number not in taken), None)
 
     def owner(self) -> tuple[int, int]:

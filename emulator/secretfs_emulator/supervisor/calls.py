@@ -10,6 +10,7 @@ import errno
 from dataclasses import dataclass
 
 from secretfs_emulator.supervisor import (
+    closing,
     descriptors,
     locking,
     numbers,
@@ -22,7 +23,7 @@ from secretfs_emulator.supervisor import (
 from secretfs_emulator.supervisor.bpf import Asked, absent, absent_for, always, among, descriptor, mapped, with_bit
 from secretfs_emulator.supervisor.call import Handler
 
-__all__ = ["CREATION", "EMULATION", "NO_IO_URING", "RFC2020", "STRICT", "Treatment", "by_number"]
+__all__ = ["CREATION", "EMULATION", "NO_IO_URING", "RFC2020", "STRICT", "UNPRIVILEGED", "Treatment", "by_number"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Treatment:
 
 
 FIRST = descriptor(0)
+SECOND = descriptor(1)
 FIRST_OR_SECOND = descriptor(0, 1)
 FIRST_OR_THIRD = descriptor(0, 2)
 EINVAL = transfer.fails(errno.EINVAL)
@@ -115,6 +117,14 @@ RFC2020 = {
     "process_madvise": Treatment(absent_for(0, 1, 2)),
 }
 """What --rfc2020 adds, and changes. 1 and 2 are the modes that programs gave to system call 440."""
+
+UNPRIVILEGED = {
+    "close": Treatment(FIRST, closing.close),
+    "close_range": Treatment(always, closing.close_range),
+    "dup2": Treatment(SECOND, closing.dup2),
+    "dup3": Treatment(SECOND, closing.dup2),
+}
+"""What an ordinary user's supervisor must know of processes that it may not look at."""
 
 NO_IO_URING = {"io_uring_setup": Treatment(absent)}
 """With memfds: io_uring reads a file without asking any filter."""

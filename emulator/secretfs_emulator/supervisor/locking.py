@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 
-from secretfs_emulator.supervisor import pinning
+from secretfs_emulator.supervisor import pinning, target
 from secretfs_emulator.supervisor.bpf import among
 from secretfs_emulator.supervisor.call import Call
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
@@ -42,9 +42,9 @@ def mprotect(call: Call) -> Answer:
 
 def mlock(call: Call) -> Answer:
     """mlock(2), mlock2(2): a secret cannot be faulted in that way; ordinary memory counts beside secrets."""
-    if _on_secret(call) or (call.has_secrets() and not fits(call, call.arguments[1])):
-        return fail(errno.ENOMEM)
-    return CONTINUE
+    if not call.has_secrets() or target.lock_limit(call.pid) == 0:  # with which the kernel refuses by itself: EPERM
+        return CONTINUE
+    return fail(errno.ENOMEM) if _on_secret(call) or not fits(call, call.arguments[1]) else CONTINUE
 
 
 def _on_secret(call: Call) -> bool:

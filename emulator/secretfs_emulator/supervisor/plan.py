@@ -111,6 +111,8 @@ def _emulate(options: Options) -> int:
         table |= calls.RFC2020
     if backing.name == "memfd":
         table |= calls.NO_IO_URING
+    if os.geteuid() != 0:
+        table |= calls.UNPRIVILEGED
     return _supervise(options, backing, table)
 
 

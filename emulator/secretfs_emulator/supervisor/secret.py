@@ -86,7 +86,7 @@ def fits(call: Call, length: int) -> bool:
     """
     try:
         status = target.Status(call.pid)
-        if status.capable(libc.CAP_IPC_LOCK):
+        if status.capable(libc.CAP_IPC_LOCK) and target.in_first_user_namespace(call.pid):
             return True
         limit = target.lock_limit(call.pid)
         return limit is None or status.locked + mapped_bytes(call) + length <= limit

@@ -19,6 +19,7 @@ __all__ = [
     "file_of",
     "flags_of",
     "identity",
+    "in_first_user_namespace",
     "lock_limit",
     "mapped_ranges",
     "memory",
@@ -29,6 +30,7 @@ __all__ = [
     "translate",
 ]
 
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO of linux/proc_ns.h
 _CHUNK = 1 << 16
 _PAGE = 4096
 _OURS = re.compile(r"/secretmem \(deleted\)$|/memfd:|.*/\d+/mem$", re.DOTALL)
@@ -119,6 +121,11 @@ class Status:
     def numbers(self) -> list[int]:
         """Its number in each pid namespace, ours first."""
         return [int(word) for word in self.field(b"NSpid").split()]
+
+
+def in_first_user_namespace(pid: int) -> bool:
+    """Whether its capabilities are those of the machine: in a user namespace of its own they are worth little."""
+    return os.stat(f"/proc/{pid}/ns/user").st_ino == _FIRST_USER_NAMESPACE
 
 
 def identity(pid: int) -> tuple[int, int]:
