@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
+import runcosts
 import smallsecrets
 from mount import FLOORS, JUDGED, REFERENCE, SHORT, TITLES
 
@@ -145,6 +146,8 @@ def _cost(cell: dict[str, Any] | None) -> str:
 BEGIN, END = "<!-- results: written by benchmarks/run.py --markdown -->", "<!-- end of results -->"
 BEGIN_SECRETS = "<!-- secrets: written by benchmarks/run.py --parts secrets --markdown -->"
 END_SECRETS = "<!-- end of secrets -->"
+BEGIN_RUN = "<!-- run: written by benchmarks/run.py --parts run --markdown -->"
+END_RUN = "<!-- end of run -->"
 WHERE = {"same": "Client and daemon on one CPU", "split": "Client and daemon on two CPUs", "free": "Not pinned"}
 
 
@@ -172,6 +175,13 @@ def everything_secret(result: dict[str, Any], *, markdown: bool) -> Iterator[str
         yield text
 
 
+def everything_run(result: dict[str, Any], *, markdown: bool) -> Iterator[str]:
+    """All tables about `secretfs run`, with their titles."""
+    for title, rows in runcosts.rows(result):
+        yield f"{'### ' if markdown else ''}{title}\n"
+        yield table(rows, markdown=markdown)
+
+
 def write_markdown(results: dict[str, Any], path: Path) -> None:
     """Put the tables between the marks of a Markdown file, and the plots beside it: of those parts that are there."""
     if {"mount", "concurrency", "growth"} & set(results):
@@ -180,6 +190,9 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
     if found := results.get("secrets"):
         tables = everything_secret(found, markdown=True)
         _renew(path, BEGIN_SECRETS, END_SECRETS, [*_intro(results, found["missing"]), *tables])
+    if found := results.get("run"):
+        tables = everything_run(found, markdown=True)
+        _renew(path, BEGIN_RUN, END_RUN, [*_intro(results, found["missing"]), *tables])
     for name, text in plots(results):
         path.with_name(f"{path.stem}-{name}.svg").write_text(text)
 

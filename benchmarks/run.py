@@ -22,10 +22,11 @@ import concurrency
 import growth
 import mount
 import report
+import runcosts
 import smallsecrets
 from systems import Missing, System, all_systems, build, prioritise, running
 
-PARTS = ("mount", "concurrency", "growth", "secrets")
+PARTS = ("mount", "concurrency", "growth", "secrets", "run")
 
 
 def words(allowed: tuple[str, ...]) -> Any:
@@ -112,7 +113,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     scale = 0.25 if options.quick else 1
     if "secrets" in options.parts:
         results["secrets"] = smallsecrets.measure(rounds=rounds, scale=scale, progress=say)
-    if options.parts != ["secrets"]:
+    if "run" in options.parts:
+        results["run"] = runcosts.measure(folder, rounds=rounds, scale=scale, progress=say)
+    if set(options.parts) - {"secrets", "run"}:
         results.update(measure_mounts(options, folder, rounds))
     return results
 
@@ -179,11 +182,17 @@ def main() -> int:
     print("\n".join(report.everything(results, markdown=False)))
     if "secrets" in results:
         print("\n".join(report.everything_secret(results["secrets"], markdown=False)))
+    if "run" in results:
+        print("\n".join(report.everything_run(results["run"], markdown=False)))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.markdown:
         report.write_markdown(results, options.markdown)
-    below = mount.below_floor(results.get("mount", {})) + smallsecrets.below_floor(results.get("secrets", {}))
+    below = [
+        *mount.below_floor(results.get("mount", {})),
+        *smallsecrets.below_floor(results.get("secrets", {})),
+        *runcosts.below_floor(results.get("run", {})),
+    ]
     for line in below:
         say(f"below its floor: {line}")
     return 1 if options.check and below else 0
