@@ -43,8 +43,8 @@ class AnyPython(bdist_wheel):
 
 
 PRELOAD = ["api", "cgroup", "config", "files", "heap", "lock", "memory", "openssl", "pages", "replaced", "sandbox"]
-PRELOAD += ["toolkits"]
-PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secretfs", "toolkits"]
+PRELOAD += ["spans", "toolkits"]
+PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secretfs", "spans", "toolkits"]
 
 
 def library(

@@ -5,6 +5,7 @@
 #include "cgroup.h"
 #include "heap.h"
 #include "memory.h"
+#include "spans.h"
 #include "toolkits.h"
 
 #include <errno.h>
@@ -159,6 +160,7 @@ static void in_parent(void)
 
 static void in_child(void)
 {
+	spans_trim();
 	areas_in_child();
 	heap_after_fork(1);
 }
