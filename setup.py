@@ -42,9 +42,9 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-PRELOAD = ["api", "cgroup", "config", "files", "heap", "lock", "memory", "openssl", "pages", "replaced", "sandbox"]
-PRELOAD += ["spans", "toolkits"]
-PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secretfs", "spans", "toolkits"]
+PRELOAD = ["api", "cgroup", "config", "files", "heap", "loaded", "lock", "memory", "openssl", "pages", "replaced"]
+PRELOAD += ["sandbox", "secureheap", "spans", "toolkits"]
+PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "loaded", "memory", "pages", "secretfs", "spans", "toolkits"]
 
 
 def library(

@@ -22,6 +22,7 @@
 
 #define ALIVE 64
 #define STEPS 20
+#define WARM 5
 #define ARENA ((size_t)32 << 20)
 #define CHECK(what) ((what) ? (void)0 : fail(#what))
 
@@ -174,7 +175,7 @@ static void *work(void *number)
 {
 	unsigned random = 1 + 7919 * (unsigned)(size_t)number;
 
-	for (long i = 0; i < count / 10 + 1; i++)
+	for (long i = 0; i < count / 10 + WARM; i++)
 		operate(&random);
 	pthread_barrier_wait(&ready);
 	pthread_barrier_wait(&begun);

@@ -123,7 +123,7 @@ def threads(programs: Programs, pairs: int, scale: float, progress: Callable[[st
     for number in range(pairs):
         for operation, (_, together) in OPERATIONS.items():
             for count in THREADS:
-                words = (programs.crypto, operation, str(count), str(max(2, int(together * scale) // count)))
+                words = (programs.crypto, operation, str(count), str(max(10, int(together * scale) // count)))
                 pair = in_turn(number, partial(crypto, words))
                 runs.setdefault((operation, count), []).append(pair)
         progress(f"preload: threads, pair {number + 1} of {pairs}")
