@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from mounts import PATIENCE, clean_environment, have_secretmem
+from preloadscripts import HELPERS
 
 from secretfs.preload import LIBRARY
 
@@ -122,6 +123,21 @@ def serving(
     finally:
         server.terminate()
         server.wait(PATIENCE)
+
+
+@contextmanager
+def reading(script: str, environment: dict[str, str]) -> Iterator[int]:
+    """The process of a Python script that has said that it is ready and waits for the end of its input."""
+    words = ["/usr/bin/python3", "-I", "-c", HELPERS + script]
+    with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin
+        assert program.stdout
+        try:
+            assert program.stdout.readline() == b"ready\n"
+            yield program.pid
+        finally:
+            program.stdin.close()
+    assert program.returncode == 0
 
 
 def wait_until(server: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
