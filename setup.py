@@ -42,9 +42,10 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-PRELOAD = ["api", "cgroup", "config", "files", "heap", "loaded", "lock", "memory", "openssl", "pages", "replaced"]
-PRELOAD += ["sandbox", "secureheap", "spans", "toolkits"]
-PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "loaded", "memory", "pages", "secretfs", "spans", "toolkits"]
+PRELOAD = ["api", "bindings", "cgroup", "config", "files", "foreign", "heap", "loaded", "lock", "memory", "openssl"]
+PRELOAD += ["pages", "replaced", "sandbox", "secureheap", "spans", "toolkits"]
+PRELOAD_HEADERS = ["areas", "bindings", "cgroup", "config", "foreign", "heap", "loaded", "memory", "pages", "secretfs"]
+PRELOAD_HEADERS += ["spans", "toolkits"]
 
 
 def library(

@@ -41,7 +41,7 @@ http {{ access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folde
 uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
 server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {folder}/cert; ssl_certificate_key {key}; }} }}
 """
-KINDS = ("nginx", "s_server", "python")
+KINDS = ("nginx", "s_server", "python", "gnutls")
 
 
 def preloaded(backend: str = "auto", **more: str) -> dict[str, str]:
@@ -102,6 +102,9 @@ def command(kind: str, folder: Path, key: Path, port: int, before: str = "") -> 
         return ["/usr/sbin/nginx", "-c", str(folder / "conf")]
     if kind == "python":
         return [sys.executable, "-c", PYTHON.format(folder=folder, key=key, port=port, before=before)]
+    if kind == "gnutls":
+        files = ["--x509keyfile", str(key), "--x509certfile", str(folder / "cert")]
+        return ["gnutls-serv", "--port", str(port), *files, "--http", "--quiet"]
     files = ["-key", str(key), "-cert", str(folder / "cert")]
     return ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", *files, "-quiet", "-www"]
 

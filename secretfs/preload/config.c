@@ -3,6 +3,7 @@
 #include "config.h"
 
 #include "cgroup.h"
+#include "foreign.h"
 #include "heap.h"
 #include "memory.h"
 #include "spans.h"
@@ -171,6 +172,7 @@ static void start(void)
 {
 	struct totals totals;
 
+	foreign_start();
 	read_environment();
 	if (memory_init(config.kernel, config.emulator))
 		give_up(125,

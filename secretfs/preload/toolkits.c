@@ -6,6 +6,7 @@
  *           the dynamic linker (Debian's) openssl.c has them anyway.
  * GMP       __gmp_set_memory_functions, at any time: nettle's and so GnuTLS's big numbers.
  * GnuTLS    its exported pointers gnutls_malloc, gnutls_free, …; its documented hook is a stub.
+ * libtasn1  its calls of malloc(3), which are bound to us (bindings.c): it has no hook.
  * libgcrypt, libsodium   pools that they mlock(2): see lock.c.
  *
  * An OpenSSL that is linked into a program or a library without its symbols (as in the wheels of pyca/cryptography)
@@ -14,6 +15,7 @@
 #define _GNU_SOURCE
 #include "toolkits.h"
 
+#include "bindings.h"
 #include "config.h"
 #include "heap.h"
 #include "loaded.h"
@@ -102,6 +104,16 @@ static void set_gmp(void *library)
 		set(gmp_malloc, gmp_realloc, gmp_free);
 }
 
+/* libtasn1 takes keys apart for GnuTLS, and allocates with malloc(3). What it gives to others, free() takes (foreign.c). */
+static void set_tasn1(void *library)
+{
+	static const struct binding bindings[] = {
+		{"malloc", (void *)gmp_malloc}, {"calloc", (void *)gnutls_calloc_}, {"realloc", (void *)gnutls_realloc_},
+	};
+
+	bindings_change(library, bindings, 3);
+}
+
 /* A function of an object's own, and not one of a library that it uses. */
 static void *own_function(const struct object *object, void *library, const char *name)
 {
@@ -178,6 +190,8 @@ static void look_at(const struct object *object)
 		set_gmp(library);
 	if (config.toolkits & GNUTLS && is_library(object, "libgnutls"))
 		set_gnutls(library);
+	if (config.toolkits & GNUTLS && is_library(object, "libtasn1"))
+		set_tasn1(library);
 	dlclose(library);
 }
 
