@@ -42,9 +42,10 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-PRELOAD = ["api", "cgroup", "config", "files", "heap", "lock", "memory", "openssl", "pages", "replaced", "sandbox"]
-PRELOAD += ["toolkits"]
-PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secretfs", "toolkits"]
+PRELOAD = ["api", "bindings", "cgroup", "config", "files", "foreign", "heap", "loaded", "lock", "memory", "openssl"]
+PRELOAD += ["pages", "replaced", "sandbox", "secureheap", "spans", "toolkits"]
+PRELOAD_HEADERS = ["areas", "bindings", "cgroup", "config", "foreign", "heap", "loaded", "memory", "pages", "secretfs"]
+PRELOAD_HEADERS += ["spans", "toolkits"]
 
 
 def library(

@@ -21,12 +21,13 @@ from typing import Any
 import concurrency
 import growth
 import mount
+import preloading
 import report
 import runcosts
 import smallsecrets
 from systems import Missing, System, all_systems, build, prioritise, running
 
-PARTS = ("mount", "concurrency", "growth", "secrets", "run")
+PARTS = ("mount", "concurrency", "growth", "secrets", "preload", "run")
 
 
 def words(allowed: tuple[str, ...]) -> Any:
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
     names = tuple(all_systems({}))
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, help="how many (default 9, with --quick 3)")
+    parser.add_argument("--pairs", type=int, help=f"of part preload (default {preloading.PAIRS}, with --quick 6)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, a quarter of the operations")
     parser.add_argument("--parts", type=words(PARTS), default=list(PARTS), metavar="LIST", help=", ".join(PARTS))
     parser.add_argument("--systems", type=words(names), default=list(names), metavar="LIST", help=", ".join(names))
@@ -115,7 +117,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         results["secrets"] = smallsecrets.measure(rounds=rounds, scale=scale, progress=say)
     if "run" in options.parts:
         results["run"] = runcosts.measure(folder, rounds=rounds, scale=scale, progress=say)
-    if set(options.parts) - {"secrets", "run"}:
+    if "preload" in options.parts:
+        pairs = options.pairs or (6 if options.quick else preloading.PAIRS)
+        results["preload"] = preloading.measure(pairs=pairs, scale=scale, progress=say)
+    if {"mount", "concurrency", "growth"} & set(options.parts):
         results.update(measure_mounts(options, folder, rounds))
     return results
 
@@ -184,6 +189,8 @@ def main() -> int:
         print("\n".join(report.everything_secret(results["secrets"], markdown=False)))
     if "run" in results:
         print("\n".join(report.everything_run(results["run"], markdown=False)))
+    if "preload" in results:
+        print("\n".join(report.everything_preload(results["preload"], markdown=False)))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.markdown:
@@ -191,6 +198,7 @@ def main() -> int:
     below = [
         *mount.below_floor(results.get("mount", {})),
         *smallsecrets.below_floor(results.get("secrets", {})),
+        *preloading.below_floor(results.get("preload", {})),
         *runcosts.below_floor(results.get("run", {})),
     ]
     for line in below:

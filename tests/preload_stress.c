@@ -20,7 +20,11 @@
 #define PIECES 200
 #define FORKS 12
 
-void toolkits_start(void)
+void toolkits_look(void)
+{
+}
+
+void toolkits_in_child(void)
 {
 }
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from mounts import PATIENCE, clean_environment, have_secretmem
+from preloadscripts import HELPERS
 
 from secretfs.preload import LIBRARY
 
@@ -40,7 +41,7 @@ http {{ access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folde
 uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
 server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {folder}/cert; ssl_certificate_key {key}; }} }}
 """
-KINDS = ("nginx", "s_server", "python")
+KINDS = ("nginx", "s_server", "python", "gnutls")
 
 
 def preloaded(backend: str = "auto", **more: str) -> dict[str, str]:
@@ -101,6 +102,9 @@ def command(kind: str, folder: Path, key: Path, port: int, before: str = "") -> 
         return ["/usr/sbin/nginx", "-c", str(folder / "conf")]
     if kind == "python":
         return [sys.executable, "-c", PYTHON.format(folder=folder, key=key, port=port, before=before)]
+    if kind == "gnutls":
+        files = ["--x509keyfile", str(key), "--x509certfile", str(folder / "cert")]
+        return ["gnutls-serv", "--port", str(port), *files, "--http", "--quiet"]
     files = ["-key", str(key), "-cert", str(folder / "cert")]
     return ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", *files, "-quiet", "-www"]
 
@@ -122,6 +126,21 @@ def serving(
     finally:
         server.terminate()
         server.wait(PATIENCE)
+
+
+@contextmanager
+def reading(script: str, environment: dict[str, str]) -> Iterator[int]:
+    """The process of a Python script that has said that it is ready and waits for the end of its input."""
+    words = ["/usr/bin/python3", "-I", "-c", HELPERS + script]
+    with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin
+        assert program.stdout
+        try:
+            assert program.stdout.readline() == b"ready\n"
+            yield program.pid
+        finally:
+            program.stdin.close()
+    assert program.returncode == 0
 
 
 def wait_until(server: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:

@@ -11,49 +11,19 @@ import box
 import pytest
 from mounts import PATIENCE, SECRETFS, have_secretmem, needs_root
 from preloads import preloaded
+from preloadscripts import HELPERS, run
 
 from secretfs.preload import LIBRARY
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MIB = 1 << 20
 BACKENDS = ["kernel", "emulator"]
-HELPERS = """
-import ctypes, os, sys, threading
-def mapping(address):
-    for line in open("/proc/self/maps"):
-        start, end = (int(word, 16) for word in line.split()[0].split("-"))
-        if start <= address < end:
-            return line
-def locked(address):
-    "Whether the page there is secret, or locked and left out of dumps and forks."
-    if "/secretmem" in mapping(address):
-        return True
-    with open("/proc/self/smaps") as smaps:
-        text = smaps.read()
-    start = mapping(address).split()[0]
-    flags = text[text.index(start):].split("VmFlags:")[1].splitlines()[0].split()
-    return {"lo", "dd", "dc"} <= set(flags)
-def secret(name, *arguments, library=None, result=ctypes.c_void_p):
-    function = getattr(library or ctypes.CDLL(None), name)
-    function.restype = result
-    return function(*arguments)
-"""
 SODIUM = """
 sodium = ctypes.CDLL("libsodium.so.23")
 call = lambda name, *words: secret(name, *words, library=sodium)
 call("sodium_init")
 """
 KEPT = 'kept = ctypes.c_void_p(call("sodium_malloc", 64))\nctypes.memset(kept, 0x42, 64)\n'
-
-
-def run(
-    script: str, environment: dict[str, str], *, under: tuple[str, ...] = (), code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Run a Python script with the library; it must end with that exit code."""
-    words = [*under, "/usr/bin/python3", "-I", "-c", HELPERS + script]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 # Running out

@@ -1,9 +1,10 @@
-"""More real programs with the preload library: sshd with a login, gpg-agent, one that may write no file any more."""
+"""More real programs with the preload library: sshd with a login, curl, gpg-agent, one that may write no file."""
 
 from __future__ import annotations
 
 import re
 import socket
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from mounts import PATIENCE, clean_environment, needs_root
-from preloads import has_secret_memory, preloaded, wait_until
+from preloads import found_in, has_secret_memory, make_key, needles, preloaded, wait_until
 
 SSHD = """
 Port {port}
@@ -36,6 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def modulus(key: Path) -> dict[str, bytes]:
+    """48 bytes of the public number of an RSA key, in both byte orders."""
+    words = ["openssl", "rsa", "-in", key, "-noout", "-modulus"]
+    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    number = bytes.fromhex(told.strip().partition("=")[2])
+    return {"modulus big": number[8:56], "modulus little": number[::-1][8:56]}
+
+
 @contextmanager
 def sshd(folder: Path, environment: dict[str, str]) -> Iterator[tuple[int, int]]:
     """sshd and its port. Its stderr is a file: whoever may not write to files dies of a line there."""
@@ -53,26 +62,71 @@ def sshd(folder: Path, environment: dict[str, str]) -> Iterator[tuple[int, int]]
         server.wait(PATIENCE)
 
 
-def log_in(folder: Path, port: int, words: str) -> str:
-    """What a command prints that is run through a login."""
-    command = ["ssh", f"-p{port}", f"-i{folder / 'user'}", *LOGIN.split(), "root@127.0.0.1", words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr + (folder / "log").read_text()
-    return done.stdout
+@contextmanager
+def logged_in(folder: Path, port: int) -> Iterator[int]:
+    """The process of a session, through a login that lasts as long."""
+    words = ["ssh", f"-p{port}", f"-i{folder / 'user'}", *LOGIN.split(), "root@127.0.0.1", "echo $PPID; cat"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        assert client.stdin
+        assert client.stdout
+        line = client.stdout.readline()
+        assert line, (folder / "log").read_text()
+        yield int(line)
+        client.stdin.close()
 
 
 @needs_root
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["kernel", "emulator"])
-def test_sshd(folder: Path, backend: str) -> None:
-    """A preloaded sshd lets in, through a process that may write no file; it and the session have secret memory.
+@pytest.mark.parametrize("backend", [None, "kernel", "emulator"])
+def test_sshd(folder: Path, backend: str | None) -> None:
+    """A preloaded sshd lets in, through a process that may write no file; on the kernel backend no number is found.
 
-    Its memory is not searched: sshd keeps its keys encrypted, and in a plain one they are found by chance only.
+    sshd keeps its private keys encrypted, so that in a plain one they are found by chance only; the public number of
+    the same key is always found there, in the listener and in the session.
     """
-    with sshd(folder, preloaded(backend, REPORT="/dev/stderr")) as (pid, port):
-        session, kinds = log_in(folder, port, "echo $PPID; grep -c secretmem /proc/$PPID/maps; exec true").split()
-        assert int(session) != pid
-        assert (has_secret_memory(pid), int(kinds) > 0) == ((backend == "kernel"),) * 2
+    environment = preloaded(backend, REPORT="/dev/stderr") if backend else clean_environment()
+    wanted = needles(folder / "host") | modulus(folder / "host")
+    with sshd(folder, environment) as (listener, port), logged_in(folder, port) as session:
+        assert session != listener
+        for pid in (listener, session):
+            assert has_secret_memory(pid) == (backend == "kernel")
+            if backend == "kernel":
+                assert found_in(pid, wanted) == set()
+            else:
+                assert "modulus little" in found_in(pid, wanted)
+
+
+@contextmanager
+def waiting_server(folder: Path) -> Iterator[tuple[int, socket.socket]]:
+    """A TLS server that asks for a certificate: its port, and the socket that it listens on."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert", folder / "key")
+    context.load_verify_locations(folder / "cert")
+    context.verify_mode = ssl.CERT_REQUIRED
+    with context.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True) as server:
+        server.settimeout(PATIENCE)
+        yield server.getsockname()[1], server
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.parametrize("is_preloaded", [False, True])
+def test_curl(tmp_path: Path, is_preloaded: bool) -> None:
+    """curl proves who it is with a key; while it waits for the answer the key is found in a plain one only."""
+    key = make_key(tmp_path)
+    environment = preloaded("kernel") if is_preloaded else clean_environment()
+    with waiting_server(tmp_path) as (port, server):
+        proof = ["--cert", tmp_path / "cert", "--key", key]
+        words = ["curl", "--silent", "--insecure", *proof, f"https://127.0.0.1:{port}"]
+        with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as curl:
+            connection = server.accept()[0]
+            with connection:
+                assert b"GET / HTTP" in connection.recv(1000)
+                assert connection.getpeercert()
+                found = found_in(curl.pid, needles(key))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert curl.communicate(timeout=PATIENCE)[0] == b"ok"
+    assert found == set() if is_preloaded else {"prime1 little", "prime2 little"} <= found
 
 
 @needs_root

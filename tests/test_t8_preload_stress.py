@@ -9,7 +9,7 @@ import pytest
 from preloads import preloaded
 from shims import HERE, SANITIZE, WARNINGS
 
-SOURCES = ("api", "cgroup", "config", "heap", "memory", "pages", "replaced")
+SOURCES = ("api", "cgroup", "config", "heap", "memory", "pages", "replaced", "spans")
 LIBRARY = HERE.parent / "secretfs" / "preload"
 
 

@@ -1,9 +1,9 @@
 /*
- * A heap in secret memory: size classes in spans of 64 KiB, and what is larger in areas of its own.
+ * A heap in secret memory: size classes in spans of a few pages, and what is larger in areas of its own.
  *
  * Every thread keeps a few free pieces of each class; the rest lies in one list per class, with a lock each. A piece is
  * wiped when it is freed, so every free piece is zero but for the link of the list it is in: what is allocated needs
- * no clearing. What lies where is known from a table of spans outside of the secret memory.
+ * no clearing. What lies where is known from a table of pages outside of the secret memory.
  */
 #define _GNU_SOURCE
 #include "heap.h"
@@ -11,21 +11,18 @@
 #include "cgroup.h"
 #include "config.h"
 #include "memory.h"
+#include "spans.h"
 
 #include <malloc.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define CLASSES 40 /* 16, 32, … 128, then four to each doubling: 160, 192, 224, 256, … 32768 */
+#define CLASSES 72 /* 16, 32, … 256, then eight to each doubling: 288, 320, … 32768 */
 #define LARGEST 32768
 #define KEPT 16 /* pieces of a class that a thread keeps */
-#define KEPT_BYTES 16384
+#define KEPT_BYTES 8192
 #define LARGE 255
-#define SPANS ((size_t)1 << 18) /* of 16 GiB */
-#define FIRST_AREA ((size_t)64 << 10)
-#define LARGEST_AREA ((size_t)2 << 20)
-#define LONGEST_WAIT 1000 /* allocations */
 
 struct free_piece {
 	struct free_piece *next;
@@ -34,6 +31,8 @@ struct free_piece {
 struct class {
 	pthread_mutex_t lock;
 	struct free_piece *free;
+	size_t size, span; /* bytes of a piece, and of a span of them */
+	unsigned kept;     /* by each thread */
 };
 
 struct cache {
@@ -43,38 +42,37 @@ struct cache {
 };
 
 static struct class classes[CLASSES];
-static uint8_t span_class[SPANS]; /* a class and one, or LARGE; 0: nothing of the heap's */
 static __thread struct cache cache __attribute__((tls_model("initial-exec")));
 static pthread_key_t at_thread_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-static pthread_mutex_t span_lock = PTHREAD_MUTEX_INITIALIZER;
-static char *fresh, *fresh_end; /* spans of the newest area that were never used */
-static size_t area_next = FIRST_AREA;
-static size_t used_spans;
 
 static unsigned class_of(size_t size)
 {
 	unsigned shift;
 
-	if (size <= 128)
+	if (size <= 256)
 		return size ? (unsigned)((size - 1) / 16) : 0;
 	shift = 63 - (unsigned)__builtin_clzl(size - 1); /* size is above 2^shift and at most twice that */
-	return 8 + (shift - 7) * 4 + (unsigned)((size - 1) >> (shift - 2) & 3);
+	return 16 + (shift - 8) * 8 + (unsigned)((size - 1) >> (shift - 3) & 7);
 }
 
 static size_t class_size(unsigned class)
 {
-	const unsigned shift = 7 + (class - 8) / 4;
+	const unsigned shift = 8 + (class - 16) / 8;
 
-	return class < 8 ? (class + 1) * 16 : ((size_t)1 << shift) + ((class - 8) % 4 + 1) * ((size_t)1 << (shift - 2));
+	return class < 16 ? (class + 1) * 16 : ((size_t)1 << shift) + ((class - 16) % 8 + 1) * ((size_t)1 << (shift - 3));
 }
 
-static unsigned kept(unsigned class)
+/* Whole pages for some pieces of that size, with the least loss at the end. */
+static size_t span_size(size_t size)
 {
-	const size_t count = KEPT_BYTES / class_size(class);
+	const size_t pieces = size <= 2048 ? 8 : size <= 16384 ? 4 : 2, least = (pieces * size + PAGE - 1) & ~(PAGE - 1);
+	size_t best = least;
 
-	return count >= KEPT ? KEPT : count ? (unsigned)count : 1;
+	for (size_t span = least; span < 2 * least; span += PAGE)
+		if (span % size * best < best % size * span) /* span % size / span < best % size / best */
+			best = span;
+	return best;
 }
 
 /* A thread ends: its pieces go to the others. */
@@ -97,8 +95,15 @@ static void give_back(void *unused)
 static void start(void)
 {
 	pthread_key_create(&at_thread_end, give_back);
-	for (unsigned class = 0; class < CLASSES; class++)
-		pthread_mutex_init(&classes[class].lock, NULL);
+	for (unsigned i = 0; i < CLASSES; i++) {
+		struct class *const class = &classes[i];
+		const size_t size = class_size(i);
+
+		pthread_mutex_init(&class->lock, NULL);
+		class->size = size;
+		class->span = span_size(size);
+		class->kept = size * KEPT <= KEPT_BYTES ? KEPT : size <= KEPT_BYTES ? (unsigned)(KEPT_BYTES / size) : 1;
+	}
 }
 
 static void get_ready(void)
@@ -109,70 +114,19 @@ static void get_ready(void)
 	cache.registered = 1;
 }
 
-/* Another area, of twice the size of the last one if that can be had. What was refused is not asked for each time. */
-static int grow(void)
-{
-	static unsigned wait, waited;
-
-	if (waited < wait) {
-		waited++;
-		return -1;
-	}
-	for (size_t size = area_next; size >= FIRST_AREA; size /= 2) {
-		fresh = area_map(size);
-		if (fresh) {
-			fresh_end = fresh + size;
-			if (size == area_next && area_next < LARGEST_AREA)
-				area_next *= 2;
-			wait = waited = 0;
-			return 0;
-		}
-	}
-	fresh = fresh_end = NULL;
-	wait = wait < LONGEST_WAIT ? 2 * wait + 1 : wait;
-	waited = 0;
-	return -1;
-}
-
-void heap_reserve(size_t size)
-{
-	pthread_mutex_lock(&span_lock);
-	if ((size_t)(fresh_end - fresh) < size) {
-		if (area_next < size)
-			area_next = size;
-		grow(); /* what was left of the last area is lost, and nothing else: it was never used */
-	}
-	pthread_mutex_unlock(&span_lock);
-}
-
-static char *take_span(unsigned class)
-{
-	char *span = NULL;
-
-	pthread_mutex_lock(&span_lock);
-	if (fresh < fresh_end || !grow()) {
-		span = fresh;
-		fresh += SPAN;
-		used_spans++;
-		span_class[span_of(span)] = (uint8_t)(class + 1);
-	}
-	pthread_mutex_unlock(&span_lock);
-	return span;
-}
-
 /* Pieces for this thread; 0 where there is no more memory. */
 static unsigned refill(unsigned class)
 {
 	struct class *const group = &classes[class];
-	const size_t size = class_size(class);
-	const unsigned wanted = (kept(class) + 1) / 2;
+	const size_t size = group->size;
+	const unsigned wanted = (group->kept + 1) / 2;
 	unsigned got = 0;
 
 	pthread_mutex_lock(&group->lock);
 	if (!group->free) {
-		char *const span = take_span(class);
+		char *const span = span_take(group->span, (uint8_t)(class + 1));
 
-		for (size_t at = span ? SPAN / size : 0; at-- > 0;) {
+		for (size_t at = span ? group->span / size : 0; at-- > 0;) {
 			struct free_piece *piece = (void *)(span + at * size);
 
 			piece->next = group->free;
@@ -194,7 +148,7 @@ static unsigned refill(unsigned class)
 /* Half of what this thread keeps of a class, for the others. */
 static void flush(unsigned class)
 {
-	const unsigned left = kept(class) / 2;
+	const unsigned left = classes[class].kept / 2;
 
 	pthread_mutex_lock(&classes[class].lock);
 	while (cache.count[class] > left) {
@@ -214,7 +168,7 @@ static void *alloc_large(size_t size)
 		return NULL;
 	start = area_map((size + 4095) & ~(size_t)4095);
 	if (start)
-		span_class[span_of(start)] = LARGE;
+		*kind_of(start) = LARGE;
 	return start;
 }
 
@@ -234,18 +188,18 @@ void *heap_alloc(size_t size)
 
 size_t heap_size(const void *memory)
 {
-	const uint8_t class = span_class[span_of(memory)];
+	const uint8_t class = *kind_of(memory);
 
-	return class == LARGE ? area_size(memory) : class ? class_size(class - 1u) : 0;
+	return class == LARGE ? area_size(memory) : class ? classes[class - 1].size : 0;
 }
 
 void heap_free(void *memory)
 {
-	const uint8_t held = span_class[span_of(memory)];
+	const uint8_t held = *kind_of(memory);
 	const unsigned class = held - 1u;
 
 	if (held == LARGE) {
-		span_class[span_of(memory)] = 0;
+		*kind_of(memory) = 0;
 		area_unmap(memory);
 		return;
 	}
@@ -253,8 +207,8 @@ void heap_free(void *memory)
 		give_up(134, "memory was freed that was never allocated, or twice");
 	if (!cache.registered)
 		get_ready();
-	explicit_bzero(memory, class_size(class));
-	if (cache.count[class] >= kept(class))
+	explicit_bzero(memory, classes[class].size);
+	if (cache.count[class] >= classes[class].kept)
 		flush(class);
 	cache.pieces[class][cache.count[class]++] = memory;
 }
@@ -320,30 +274,27 @@ void secret_free(void *memory)
 		free(memory);
 }
 
+void heap_reserve(size_t size)
+{
+	spans_reserve(size);
+}
+
 size_t heap_used(void)
 {
-	size_t spans;
-
-	pthread_mutex_lock(&span_lock);
-	spans = used_spans;
-	pthread_mutex_unlock(&span_lock);
-	return spans * SPAN;
+	return spans_used();
 }
 
 void heap_before_fork(void)
 {
 	for (unsigned class = 0; class < CLASSES; class++)
 		pthread_mutex_lock(&classes[class].lock);
-	pthread_mutex_lock(&span_lock);
+	spans_before_fork();
 }
 
 /* What other threads kept is lost to the child, as those threads are. */
 void heap_after_fork(int in_child)
 {
-	if (in_child)
-		pthread_mutex_init(&span_lock, NULL);
-	else
-		pthread_mutex_unlock(&span_lock);
+	spans_after_fork(in_child);
 	for (unsigned class = 0; class < CLASSES; class++) {
 		if (in_child)
 			pthread_mutex_init(&classes[class].lock, NULL);

@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #define COPY_LIMIT_MS 30000
+#define GUARD ((size_t)64 << 10)
 
 char *secretfs_base;
 size_t secretfs_range;
@@ -38,7 +39,7 @@ static uint32_t taken[SLOTS];               /* how many slots are taken from her
 static size_t next_slot;
 static int kernel_works, emulator_works;
 static atomic_int sealed;
-static int child_copies[2];
+static int copying, child_copies[2]; /* between a fork and the end of the copies */
 
 int memory_init(int allow_kernel, int allow_emulator)
 {
@@ -98,7 +99,7 @@ static enum kind map_best(char *start, size_t size)
 
 void *area_map(size_t size)
 {
-	const size_t count = (size + SPAN + PAGE + SLOT - 1) / SLOT;
+	const size_t count = (size + GUARD + PAGE + SLOT - 1) / SLOT;
 	void *result = NULL;
 	struct area area;
 	size_t slot;
@@ -106,7 +107,7 @@ void *area_map(size_t size)
 	pthread_mutex_lock(&areas_lock);
 	slot = sealed ? SLOTS : areas_find_slots(count);
 	if (slot < SLOTS) {
-		area.start = secretfs_base + slot * SLOT + SPAN; /* what is before it is a guard, and what is behind */
+		area.start = secretfs_base + slot * SLOT + GUARD; /* what is before it is a guard, and what is behind */
 		area.size = size;
 		area.access = PROT_READ | PROT_WRITE;
 		area.kind = map_best(area.start, size);
@@ -221,7 +222,8 @@ static void keep_from_forks(struct area *area)
 void areas_before_fork(void)
 {
 	pthread_mutex_lock(&areas_lock);
-	if (!areas_locked)
+	copying = areas_locked != 0;
+	if (!copying)
 		return;
 	if (pipe2(child_copies, O_CLOEXEC))
 		child_copies[0] = child_copies[1] = -1; /* the parent cannot wait; the child copies what it finds */
@@ -231,7 +233,7 @@ void areas_before_fork(void)
 /* Wait until the child has copied everything, or has died. */
 void areas_in_parent(void)
 {
-	if (areas_locked) {
+	if (copying) {
 		struct pollfd copied = {.fd = child_copies[0], .events = POLLIN};
 
 		close(child_copies[1]);
@@ -280,9 +282,24 @@ static void rehome(struct area *area)
 			area->size, cgroup_or_lock_remedy());
 }
 
+void area_trim(char *start, const char *end)
+{
+	for (struct area *area = areas; area < areas + SLOTS; area++) {
+		if (!area->start || area->start + area->size != end)
+			continue;
+		pages_release(start, (size_t)(end - start));
+		area->size = (size_t)(start - area->start);
+		if (!area->size) {
+			taken[area - areas] = 0;
+			*area = (struct area){0};
+		}
+		areas_locked -= (size_t)(end - start);
+	}
+}
+
 void areas_in_child(void)
 {
-	if (areas_locked) {
+	if (copying) {
 		close(child_copies[0]);
 		each_area(rehome);
 		close(child_copies[1]); /* the parent goes on */
