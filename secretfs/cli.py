@@ -116,6 +116,12 @@ def build_parser() -> argparse.ArgumentParser:
     about = "start a program with its keys' memory in secret memory"
     parents: Any = [preload.command_line(add_help=False)]
     every.add_parser("preload", help=about, parents=parents)  # run by main() itself
+    audit = _add(every, "audit", commands.audit, "attack secrets of its own on this machine, and show what held")
+    audit.add_argument("--json", action="store_true", help="one JSON object for programs")
+    audit.add_argument("--html", metavar="FILE", help="write a report for a browser, or for printing")
+    audit.add_argument(
+        "--machine", action="store_true", help="also core dumps, swap, /proc/kcore: changes settings for a moment (root)"
+    )
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh", "fish"), help="the shell")
     return parser
@@ -250,4 +256,4 @@ def _broken(command: EntryPoint, how: str, error: BaseException) -> SecretFSErro
     )
 
 
-OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion", "preload")
+OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion", "preload", "audit")
