@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from secretfs.audit.subjects import Target
 from secretfs.audit.tracing import Traced
 
 __all__ = ["gcore", "gdb", "leftovers", "proc_mem", "proc_mem_before", "process_vm_readv", "ptrace_peek"]
+
+_DEBUGGER_PATIENCE = 12.0
 
 
 def proc_mem(target: Target) -> bool:
@@ -121,10 +124,16 @@ def _require(program: str) -> None:
 
 
 def _run(*words: str) -> None:
-    try:
-        subprocess.run(words, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=25, cwd="/")
-    except subprocess.TimeoutExpired as error:
-        raise NotTriedError(f"{words[0]} took too long") from error
+    """Run a debugger; one that takes too long is ended with all that it has started, or it would hold the victim."""
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            process.wait(_DEBUGGER_PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise NotTriedError(f"{words[0]} took too long") from error
 
 
 assert LENGTH % 8 == 0, "PTRACE_PEEKDATA reads words"

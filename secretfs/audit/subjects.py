@@ -85,7 +85,7 @@ class Target:
         except ConnectionResetError:
             message = b""
         if not message:
-            raise NotTriedError(f"its process could not be started, or has ended{self._last_words()}")
+            raise NotTriedError(self._last_words() or "its process has ended")
         answer: dict[str, Any] = json.loads(message)
         if "not tried" in answer:
             raise NotTriedError(answer["not tried"])
@@ -100,10 +100,13 @@ class Target:
         return protected(self.pid)
 
     def _last_words(self) -> str:
+        """Why it could not be started."""
+        said = ""
         with contextlib.suppress(OSError), open(self.log, encoding="utf-8", errors="replace") as file:
-            said = [line.strip() for line in file if line.strip()]
-            return f": {said[0][:200]}" if said else ""
-        return ""
+            said = next((line.strip() for line in file if "error" in line), "")
+        if "invalid choice" in said:
+            return f"this secretfs has no command {self.subject!r}"
+        return f"it could not be started: {said.removeprefix('secretfs: error: ')[:200]}" if said else ""
 
     def close(self) -> None:
         """End it."""
