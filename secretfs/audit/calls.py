@@ -136,7 +136,8 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 def process_madvise(pidfd: int, address: int, length: int, advice: int) -> int:
     """process_madvise(2)."""
-    return _syscall(_PROCESS_MADVISE, pidfd, ctypes.addressof(Piece(address, length)), 1, advice, 0)
+    piece = Piece(address, length)
+    return _syscall(_PROCESS_MADVISE, pidfd, ctypes.addressof(piece), 1, advice, 0)
 
 
 def perf_event_open(attributes: Any, pid: int) -> int:

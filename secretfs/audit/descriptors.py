@@ -182,7 +182,8 @@ def _read_request(target: Target, fuse: int) -> bool:
     """With the daemon stopped, let the client write its file again; answer in the daemon's place."""
     os.kill(target.pid, signal.SIGSTOP)
     try:
-        target.begin_to_plant()
+        _wait_until_stopped(target.pid)
+        target.send({"use": 1})
         found, end = False, time.monotonic() + 5
         while not found and time.monotonic() < end and select.select([fuse], [], [], 1)[0]:
             request = bytearray((1 << 20) + 4096)
@@ -196,3 +197,13 @@ def _read_request(target: Target, fuse: int) -> bool:
         with contextlib.suppress(OSError, NotTriedError):
             target.receive()
 
+
+
+def _wait_until_stopped(pid: int) -> None:
+    """SIGSTOP takes a moment, in which it could still take the request."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        if libc.proc_status("State", pid).startswith("T"):
+            return
+        os.sched_yield()
+    raise NotTriedError("the daemon does not stop")

@@ -21,7 +21,7 @@ from secretfs.audit.model import NotTriedError
 from secretfs.audit.needle import LENGTH, Needle
 from secretfs.secret import Secret
 
-__all__ = ["HOLDERS", "Holder"]
+__all__ = ["HOLDERS", "File", "Holder"]
 
 SIZE = libc.PAGE_SIZE
 
@@ -57,7 +57,8 @@ class Ordinary:
         self.claims: dict[str, bool] = {}
         self._fd = os.memfd_create("ordinary", 0)  # inherited by programs that are executed
         os.ftruncate(self._fd, SIZE)
-        self.address = libc.mmap_shared(self._fd, SIZE)
+        self._mapped = libc.mmap_shared(self._fd, SIZE)
+        self.address = self._mapped + SIZE // 4
         heap = ctypes.CDLL(None)
         heap.malloc.restype, heap.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
         self._free, self._piece = heap.free, int(heap.malloc(SIZE // 2))
@@ -80,13 +81,13 @@ class Ordinary:
         self.child = subprocess.Popen(["cat", "-", text], stdin=subprocess.PIPE, env={**os.environ, "SECRET": text})
 
     def front(self) -> int:
-        return self.heap_address - LENGTH
+        return self.address - LENGTH
 
     def view(self) -> Any:
         return _at(self.heap_address)
 
     def release(self) -> None:
-        libc.munmap(self.address, SIZE)
+        libc.munmap(self._mapped, SIZE)
         os.close(self._fd)
         self._free(self._piece)
         self.address = self.heap_address
@@ -203,7 +204,8 @@ class Preloaded:
     @staticmethod
     def _promised() -> dict[str, bool]:
         claims = registry.choose().backend.guarantees.as_dict()
-        return {**claims, "no_residue": False}  # what a program copies is not the library's
+        # A program's copies are not the library's, and a forked child gets a copy of its own.
+        return {**claims, "no_residue": False, "unforkable": False}
 
     def front(self) -> int:
         raise NotTriedError("what lies in front of a key in OpenSSL's heap is chance")
@@ -221,11 +223,16 @@ class File:
     def __init__(self, needle: Needle, path: str) -> None:
         self.needle = needle
         self.address = 0
-        _write_file(path, needle)
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.write()
         root = os.path.dirname(path)
         self.pid = int(os.getxattr(root, "user.secretfs.pid"))
         self.claims = dict(json.loads(os.getxattr(root, "user.secretfs.status"))["guarantees"])
-        self._path = path
+
+    def write(self) -> None:
+        """Write the needle, once more, to the open file."""
+        _write_needle(self._fd, self.needle)
 
     def front(self) -> int:
         raise NotTriedError("the daemon runs no code of the audit's")
@@ -234,6 +241,7 @@ class File:
         raise NotTriedError("the daemon runs no code of the audit's")
 
     def release(self) -> None:
+        os.close(self._fd)
         os.unlink(self._path)
 
 
@@ -261,16 +269,23 @@ class Emulation:
 
 
 def _write_file(path: str, needle: Needle) -> None:
-    """Write a file of a needle, from memory that is wiped."""
-    page = libc.mmap_anonymous(SIZE)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        _write_needle(fd, needle)
+    finally:
+        os.close(fd)
+
+
+def _write_needle(fd: int, needle: Needle) -> None:
+    """Write it to the beginning of a file, from memory that is wiped."""
+    page = libc.mmap_anonymous(SIZE)
+    try:
         needle.uncover_into(_at(page))
+        os.lseek(fd, 0, os.SEEK_SET)
         calls.write_address(fd, page, LENGTH)
     finally:
         libc.wipe(page, LENGTH)
         libc.munmap(page, SIZE)
-        os.close(fd)
 
 
 def _at(address: int) -> memoryview:
@@ -306,6 +321,7 @@ def _search(start: int, size: int, needle: Needle) -> int:
     masked = buffer.translate(table)
     ctypes.memset(exported, 0, size)
     at = masked.find(needle.masked)
+    masked[:] = bytes(size)  # of a masked needle that lay there it would be the needle
     return start + at if at >= 0 else 0
 
 

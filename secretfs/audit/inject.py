@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
@@ -35,7 +36,6 @@ def by_ptrace(target: Target) -> bool:
             traced.call(_CLOSE, fd)
 
 
-# mov rax,[rdi+8k]; mov rcx, place+8k; mov [rcx],rax … ret, for x86_64: written by _stub.
 def by_proc_mem(target: Target) -> bool:
     """Write code over a function that the victim is about to call, through /proc/PID/mem."""
     if calls.MACHINE != "x86_64":
@@ -50,13 +50,20 @@ def by_proc_mem(target: Target) -> bool:
         kept = os.pread(memory, len(code), function)
         try:
             os.pwrite(memory, code, function)
-            target.ask({"call": 1})
+            _let_it_call(target)
             copied = bytearray(LENGTH)
             os.preadv(memory, [copied], place)
             return target.needle.in_buffer(copied)
         finally:
-            os.pwrite(memory, kept, function)
-            os.pwrite(memory, bytes(LENGTH), place)
+            with contextlib.suppress(OSError):  # it has ended
+                os.pwrite(memory, kept, function)
+
+
+def _let_it_call(target: Target) -> None:
+    try:
+        target.ask({"use": 1})
+    except NotTriedError as error:  # reading pages without access ends it
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from error
 
 
 def _stub(place: int) -> bytes:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
-import resource
+import select
 import shutil
 import signal
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from secretfs import libc
 from secretfs.audit import calls
@@ -28,24 +30,22 @@ __all__ = ["after_kill", "core_dump", "kcore", "page_cache", "swap"]
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 _KERNEL_TEXT = 0xFFFFFFFF80000000
 _MADV_PAGEOUT = 21
-_SWAP_SIZE = 64 << 20
+_SWAP_SIZE = 16 << 20
+_PATIENCE = 2.0
+"""Seconds."""
 _SWAP_PRIORITY = 0x8000 | 32767  # SWAP_FLAG_PREFER, before all others
 
 
 def core_dump(target: Target) -> bool:
-    """End it with SIGABRT where the kernel writes cores into a folder of ours, and search the core."""
+    """End it with SIGABRT, let the kernel hand its core to dd(1), and search that."""
     with tempfile.TemporaryDirectory(prefix="secretfs-audit-") as folder, Undo() as undo:
-        os.chmod(folder, 0o777)  # the dying process writes there
-        with undo.unless_done("remove", folder), _setting(undo, _CORE_PATTERN, f"{folder}/core"):
-            limit = resource.RLIM_INFINITY
-            try:
-                resource.prlimit(target.pid, resource.RLIMIT_CORE, (limit, limit))
-            except PermissionError:
-                hard = resource.prlimit(target.pid, resource.RLIMIT_CORE)[1]
-                resource.prlimit(target.pid, resource.RLIMIT_CORE, (hard, hard))
+        program, core = shutil.which("dd"), f"{folder}/core"
+        if program is None:
+            raise NotTriedError("dd is not installed")
+        with undo.unless_done("remove", folder), _setting(undo, _CORE_PATTERN, f"|{program} of={core}"):
             _end(target.pid, signal.SIGABRT)
-            cores = [f"{folder}/{name}" for name in os.listdir(folder)]
-            return target.needle.in_files(cores)
+            _wait_for(lambda: _has_ended(core))
+            return target.needle.in_path(core)
 
 
 def swap(target: Target) -> bool:
@@ -53,17 +53,55 @@ def swap(target: Target) -> bool:
     if shutil.which("mkswap") is None:
         raise NotTriedError("mkswap is not installed")
     places = target.places()
-    with _swap_file() as path:
-        pidfd = os.pidfd_open(target.pid)
-        try:
-            for place in places:
-                start = place.start // libc.PAGE_SIZE * libc.PAGE_SIZE
-                with contextlib.suppress(OSError):
-                    calls.process_madvise(pidfd, start, max(place.size, libc.PAGE_SIZE), _MADV_PAGEOUT)
-        finally:
-            os.close(pidfd)
-        os.sync()
-        return target.needle.in_path(path)
+    with _swap_file() as path, _pidfd(target.pid) as pidfd:
+        for place in places:
+            start = place.start // libc.PAGE_SIZE * libc.PAGE_SIZE
+            with contextlib.suppress(OSError):
+                calls.process_madvise(pidfd, start, max(place.size, libc.PAGE_SIZE), _MADV_PAGEOUT)
+        return _wait_for(lambda: _in_uncached(target.needle, path))
+
+
+def _wait_for(condition: Callable[[], bool]) -> bool:
+    """What the kernel does in its own time, and tells nobody."""
+    end = time.monotonic() + _PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _has_ended(core: str) -> bool:
+    """Whether dd has written a core to its end: nobody has it open any more."""
+    if not os.path.exists(core):
+        return False
+    fd = os.open(core, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)  # refused while it is open for writing (fcntl(2))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return os.stat(core).st_size > 0
+
+
+def _in_uncached(needle: Needle, path: str) -> bool:
+    """Whether a needle is in a file on its disk: the kernel swaps past the page cache."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return needle.in_file(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def kcore(target: Target) -> bool:
@@ -115,15 +153,10 @@ def _write(path: str, text: str) -> None:
 
 def _end(pid: int, number: int) -> None:
     """Send a signal that ends it, and return when it has ended: its core is written then, its memory free."""
-    import select
-
-    pidfd = os.pidfd_open(pid)
-    try:
+    with _pidfd(pid) as pidfd:
         signal.pidfd_send_signal(pidfd, number)
         if not select.select([pidfd], [], [], 60)[0]:
             raise NotTriedError("it does not end")
-    finally:
-        os.close(pidfd)
 
 
 @contextlib.contextmanager
@@ -133,7 +166,8 @@ def _swap_file() -> Iterator[str]:
     with Undo() as undo, undo.unless_done("unlink", path):
         try:
             try:
-                os.posix_fallocate(fd, 0, _SWAP_SIZE)
+                os.write(fd, bytes(_SWAP_SIZE))  # fallocate(2) would leave what nobody can read afterwards
+                os.fsync(fd)
                 subprocess.run(["mkswap", path], check=True, capture_output=True, timeout=20)
             except (OSError, subprocess.SubprocessError) as error:
                 raise NotTriedError(f"no swap file can be made in {folder}") from error

@@ -2,7 +2,8 @@
 
 It is made masked, each byte XORed with a key, and stays so wherever the audit has it: in its memory, on its channels,
 never in an argument or the environment. It is uncovered byte by byte where it is planted. Memory that is searched is
-masked as well before it is compared, and the buffer it was read into is wiped.
+masked as well before it is compared, and both copies are wiped: where a process searches its own memory, masking the
+masked needle uncovers it.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ class Needle(NamedTuple):
     def in_buffer(self, buffer: bytearray, *, pieces: bool = False) -> bool:
         """Whether it is there; with `pieces`, whether a part of it is. The buffer is wiped."""
         masked = buffer.translate(self._table())
-        buffer[:] = bytes(len(buffer))
-        return self._is_in(masked, pieces)
+        try:
+            return self._is_in(masked, pieces)
+        finally:
+            buffer[:] = masked[:] = bytes(len(buffer))
 
     def in_file(self, fd: int, *, pieces: bool = False, limit: int | None = None) -> bool:
         """Whether it is in what can be read from a descriptor, from its position on, up to `limit` bytes."""
@@ -69,7 +72,7 @@ class Needle(NamedTuple):
             buffer[:] = bytes(len(buffer))
             if self._is_in(masked, pieces):
                 return True
-            kept = masked[-LENGTH:]
+            kept = masked[-LENGTH:]  # a file's: it has no masked needle that this would uncover
         return False
 
     def in_files(self, paths: Iterable[str]) -> bool:

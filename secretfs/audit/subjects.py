@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from secretfs import mountinfo
 from secretfs.audit import victim
 from secretfs.audit.model import NotTriedError
 from secretfs.audit.needle import LENGTH, Needle
@@ -233,7 +234,8 @@ def _mounted(path: str, uid: int, undo: Undo) -> Iterator[None]:
         try:
             yield
         finally:
-            secretfs(uid, "umount", "--lazy", path)
+            if mountinfo.find(path) is not None:  # an attack may have ended its daemon
+                secretfs(uid, "umount", "--lazy", path)
 
 
 def secretfs(uid: int, *words: str) -> None:

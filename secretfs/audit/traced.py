@@ -37,7 +37,7 @@ def uprobe(target: Target) -> bool:
         with _instance(undo, instance):
             _append(f"{instance}/set_event_pid", str(target.pid))
             _append(f"{instance}/events/{_group()}/enable", "1")
-            target.ask({"call": 1})
+            target.ask({"use": 1})
             return _in_trace(target, f"{instance}/trace")
 
 
@@ -133,7 +133,7 @@ def bpf_probe_read_user(target: Target) -> bool:
             _ioctl(probe, _ENABLE, 0)
         except OSError as error:
             raise NotTriedError(f"no BPF program can be attached here: {error.strerror}") from error
-        target.ask({"call": 1})
+        target.ask({"use": 1})
         return _in_store(target, store)
 
 

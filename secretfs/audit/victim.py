@@ -5,7 +5,7 @@ It speaks over a socket, a message a JSON object; it never sends the needle in t
     {"plant": {...}, "path": FILE}  -> {"address": N, "pid": N, "claims": {...}} | {"not tried": "…"}
     {"do": ATTACK}       -> {"leaked": true|false} | {"error": ERRNO} | {"not tried": "…"}
     {"release": 1}       -> {}      give the memory back, or remove the file
-    {"call": N}          -> {}      call a64l(3) with the needle's address, N times
+    {"use": 1}           -> {}      call CALLED with the needle's address; the client of a mount writes it again
     end of file: it ends.
 
 `python -m secretfs.audit.victim SUBJECT` has the socket as its standard input: for subjects that another program starts.
@@ -25,15 +25,15 @@ from typing import Any
 
 from secretfs import libc
 from secretfs.audit import calls
-from secretfs.audit.holders import HOLDERS, Holder
+from secretfs.audit.holders import HOLDERS, File, Holder
 from secretfs.audit.model import NotTriedError
 from secretfs.audit.needle import Needle
 from secretfs.errors import SecretFSError
 
 __all__ = ["CALLED", "live"]
 
-CALLED = "a64l"
-"""A function of the C library that nothing else calls, and that reads from the address it is given."""
+CALLED = "memfrob"
+"""A function of the C library that nothing else calls; of no bytes, it does not touch the address it is given."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -71,8 +71,8 @@ def _answer(subject: str, holder: Holder | None, words: dict[str, Any]) -> tuple
     if "release" in words:
         holder.release()
         return None, {}
-    if "call" in words:
-        _call(holder.address, words["call"])
+    if "use" in words:
+        _use(holder)
         return holder, {}
     from secretfs.audit.table import named
 
@@ -81,11 +81,13 @@ def _answer(subject: str, holder: Holder | None, words: dict[str, Any]) -> tuple
     return holder, {"leaked": attack.inside(holder)}
 
 
-def _call(address: int, times: int) -> None:
+def _use(holder: Holder) -> None:
+    if isinstance(holder, File):
+        holder.write()
+        return
     function = getattr(ctypes.CDLL(None), CALLED)
-    function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_long
-    for _ in range(times):
-        function(address)
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_size_t), ctypes.c_void_p
+    function(holder.address, 0)
 
 
 if __name__ == "__main__":
