@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--json", action="store_true", help="one JSON object for programs")
     audit.add_argument("--html", metavar="FILE", help="write a report for a browser, or for printing")
     audit.add_argument(
-        "--machine", action="store_true", help="also core dumps, swap, /proc/kcore: changes settings for a moment (root)"
+        "--machine", action="store_true", help="also a core dump, swap, /proc/kcore: changes settings for a moment"
     )
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh", "fish"), help="the shell")

@@ -12,7 +12,7 @@ Whoever adds an attack writes a small function and a row of `table.TABLE`. From 
     table     all of them
     engine    who attacks whom, as which user, for how long; what is a control
     undo      a process that puts everything back, also when the audit is killed
-    report, html, command   telling
+    advice, report, html, command   the machine, and telling
 
 An attack touches only processes that the audit has started.
 """

@@ -102,9 +102,7 @@ def write_address(fd: int, address: int, length: int) -> int:
     return check(_libc.write(fd, address, length))
 
 
-def map_descriptor(
-    fd: int, length: int, *, private: bool = False, writable: bool = False, offset: int = 0
-) -> int:
+def map_descriptor(fd: int, length: int, *, private: bool = False, writable: bool = False, offset: int = 0) -> int:
     """mmap(2) of a descriptor."""
     address = _libc.mmap(None, length, 3 if writable else 1, 2 if private else 1, fd, offset)
     if address == ctypes.c_void_p(-1).value:

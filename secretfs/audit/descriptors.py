@@ -198,7 +198,6 @@ def _read_request(target: Target, fuse: int) -> bool:
             target.receive()
 
 
-
 def _wait_until_stopped(pid: int) -> None:
     """SIGSTOP takes a moment, in which it could still take the request."""
     end = time.monotonic() + 5

@@ -15,6 +15,7 @@ import select
 import signal
 from collections.abc import Callable, Sequence
 
+from secretfs.audit.advice import facts
 from secretfs.audit.model import HELD, LEAKED, NOT_TRIED, SUBJECTS, Attack, Audit, Cell, NotTriedError
 from secretfs.audit.subjects import NOBODY, Target, become, start
 from secretfs.audit.table import TABLE
@@ -45,7 +46,7 @@ class _Run:
     def __init__(
         self, attacks: Sequence[Attack], machine: bool, progress: Progress, undo: Undo, stack: contextlib.ExitStack
     ) -> None:
-        self._audit = Audit(platform.release(), list(attacks))
+        self._audit = Audit(platform.release(), list(attacks), facts=facts())
         self._machine = machine
         self._progress = progress
         self._undo = undo

@@ -1,4 +1,4 @@
-"""What a victim holds: the same needle in each kind of memory, behind one interface, so that each attack is written once.
+"""What a victim holds: the same needle in each kind of memory, behind one interface.
 
 A holder is made in the victim's own process. Its constructor allocates and plants; what a kind of memory has no notion
 of (an object in front of it, a view) raises NotTriedError.
@@ -48,8 +48,8 @@ class Holder(Protocol):
 class Ordinary:
     """Ordinary memory, as careless as a program may be: the control of every attack.
 
-    A memfd whose descriptor stays open and survives exec, a piece of the heap, a pipe, a file, a child that is given the
-    secret in an argument and in the environment, and a line on stderr.
+    A memfd whose descriptor stays open and survives exec, a piece of the heap, a pipe, a file, a child that is given
+    the secret in an argument and in the environment, and a line on stderr.
     """
 
     def __init__(self, needle: Needle, path: str) -> None:

@@ -16,7 +16,7 @@ from secretfs.audit.symbols import address_in
 from secretfs.audit.tracing import Traced
 from secretfs.audit.victim import CALLED
 
-__all__ = ["by_ptrace", "by_proc_mem"]
+__all__ = ["by_proc_mem", "by_ptrace"]
 
 # System calls of x86_64, the only machine that tracing.Traced.call() knows.
 _WRITE, _CLOSE, _MEMFD_CREATE = 1, 3, 319

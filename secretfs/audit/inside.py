@@ -6,6 +6,7 @@ that the victim stays clean for the next attack.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -75,9 +76,13 @@ def over_read(holder: Holder) -> bool:
     start = holder.front()
     for end in range(start + LENGTH, start + REACH, LENGTH):
         if end - LENGTH <= holder.address < end:
-            return _through_pipe(holder, lambda writer, n=end: calls.write_address(writer, n - LENGTH, 2 * LENGTH))
+            return _through_pipe(holder, functools.partial(_write_two, end - LENGTH))
         _probe(end - LENGTH)
     return False
+
+
+def _write_two(address: int, writer: int) -> int:
+    return calls.write_address(writer, address, 2 * LENGTH)
 
 
 def use_after_free(holder: Holder) -> bool:
@@ -182,4 +187,3 @@ def _probe(address: int) -> None:
 def _on_disk() -> str:
     """A folder that is more probably on a disk than /tmp is."""
     return "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()  # noqa: S108
-

@@ -217,7 +217,7 @@ def _segments(fd: int) -> Iterator[tuple[int, int]]:
 
 
 def _in_segment(fd: int, needle: Needle, position: int, size: int, pieces: bool) -> bool:
-    """Block by block, each beginning with the end of the one before. What cannot be read is passed over, a page each."""
+    """Block by block, each beginning with the end of the one before; pages that cannot be read are passed over."""
     at, end = position, position + size
     buffer = bytearray(CHUNK + LENGTH)
     while at < end:

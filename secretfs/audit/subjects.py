@@ -146,7 +146,8 @@ def start(subject: str, undo: Undo) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def _started(subject: str, uid: int, undo: Undo) -> Iterator[Target]:
-    with _folder(uid, undo) as folder, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_folder(uid, undo))
         if subject == "mount":
             stack.enter_context(_mounted(os.path.join(folder, "mount"), uid, undo))
         launch = _exec if subject in _STARTED_BY else _fork
@@ -166,11 +167,13 @@ def _started(subject: str, uid: int, undo: Undo) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def _folder(uid: int, undo: Undo) -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="secretfs-audit-", ignore_cleanup_errors=True) as folder:
-        with undo.unless_done("remove", folder):
-            if uid != os.geteuid():
-                os.chown(folder, uid, uid)
-            yield folder
+    with (
+        tempfile.TemporaryDirectory(prefix="secretfs-audit-", ignore_cleanup_errors=True) as folder,
+        undo.unless_done("remove", folder),
+    ):
+        if uid != os.geteuid():
+            os.chown(folder, uid, uid)
+        yield folder
 
 
 def _fork(subject: str, uid: int, folder: str, channel: socket.socket) -> tuple[int, Callable[[], None]]:

@@ -32,7 +32,7 @@ class Undo:
 
     @contextlib.contextmanager
     def unless_done(self, deed: str, *arguments: str | int) -> Iterator[None]:
-        """A block that ends with having done the deed of `_DEEDS`; if the audit does not live to its end, it is done."""
+        """A block that does the deed of `_DEEDS` itself; if the audit does not live to see its end, it is done here."""
         self._noted += 1
         number = self._noted
         self._tell(number, deed, *arguments)
