@@ -17,7 +17,17 @@ from secretfs.sizes import human_size
 if TYPE_CHECKING:
     from secretfs.status import Unmounted
 
-__all__ = ["audit", "backends", "completion", "install_mount_helper", "mount", "mount_and_warn", "status", "umount", "version"]
+__all__ = [
+    "audit",
+    "backends",
+    "completion",
+    "install_mount_helper",
+    "mount",
+    "mount_and_warn",
+    "status",
+    "umount",
+    "version",
+]
 
 
 def native() -> dict[str, bool | str]:

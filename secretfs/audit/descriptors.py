@@ -21,7 +21,7 @@ from secretfs.audit.subjects import Target
 
 __all__ = ["fuse_descriptor", "map_files", "pidfd_getfd", "pidfd_race", "proc_fd"]
 
-_RACE = 1.5
+_RACE = 0.5
 """Seconds that a race is tried for."""
 _WRITE_OPCODE = 16
 

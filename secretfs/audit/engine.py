@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 
 from secretfs.audit.advice import facts
 from secretfs.audit.model import HELD, LEAKED, NOT_TRIED, SUBJECTS, Attack, Audit, Cell, NotTriedError
-from secretfs.audit.subjects import NOBODY, Target, become, start
-from secretfs.audit.table import TABLE
+from secretfs.audit.subjects import NOBODY, Target, become, start, users
 from secretfs.audit.undo import Undo
 
 __all__ = ["run"]
@@ -28,7 +27,7 @@ _REASON = 1 << 12
 Progress = Callable[[int, int, str], None]
 
 
-def run(attacks: Sequence[Attack] = TABLE, *, machine: bool, progress: Progress) -> Audit:
+def run(attacks: Sequence[Attack], *, machine: bool, progress: Progress) -> Audit:
     """Try everything.
 
     Args:
@@ -92,29 +91,33 @@ class _Run:
 
     def _living(self, subject: str) -> Target:
         """The subject that attacks share which leave it as it was."""
-        if subject not in self._targets:
-            try:
-                self._targets[subject] = self._stack.enter_context(start(subject, self._undo))
-                self._planted(subject)
-            except (NotTriedError, OSError) as error:
-                self._targets[subject] = str(error)
-        target = self._targets[subject]
+        target = self._targets.get(subject)
+        if target is None or (isinstance(target, Target) and target.has_ended()):
+            target = self._targets[subject] = self._first_start(subject)
         if isinstance(target, str):
             raise NotTriedError(target)
         return target
 
-    def _planted(self, subject: str) -> None:
-        target = self._targets[subject]
-        assert isinstance(target, Target)
-        target.plant()
+    def _first_start(self, subject: str) -> Target | str:
+        """It at work, as the first user who can start it, or why there is none."""
+        reason = ""
+        for uid in users():
+            with contextlib.ExitStack() as stack:
+                try:
+                    target = stack.enter_context(start(subject, uid, self._undo))
+                    target.plant()
+                except (NotTriedError, OSError) as error:
+                    reason = str(error)
+                    continue
+                self._stack.enter_context(stack.pop_all())
+                return target
+        return reason
 
     def _fresh(self, attack: Attack, subject: str) -> Cell:
-        with contextlib.suppress(NotTriedError):
-            self._living(subject)  # for what it claims
-        reason = self._targets[subject]
-        if isinstance(reason, str):
-            raise NotTriedError(reason)
-        with start(subject, self._undo) as target:
+        living = self._living(subject)  # which says what is claimed, and whether it can be tried at all
+        if attack.outside is not None:
+            _attacker(attack, living)
+        with start(subject, living.uid, self._undo) as target:
             if attack.planted:
                 target.plant()
             return self._attack(attack, target)

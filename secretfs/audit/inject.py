@@ -40,8 +40,6 @@ def by_proc_mem(target: Target) -> bool:
     """Write code over a function that the victim is about to call, through /proc/PID/mem."""
     if calls.MACHINE != "x86_64":
         raise NotTriedError(f"this attack was written for x86_64, and this is {calls.MACHINE}")
-    if target.subject == "mount":
-        raise NotTriedError("the daemon calls nothing of the audit's; ptrace-inject shows the same")
     function = address_in(target.pid, CALLED)
     with _memory(target.pid) as memory:
         scratch = next(one for one in mappings(target.pid) if one.rights.startswith("rw") and "[heap]" in one.name)

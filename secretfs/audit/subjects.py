@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from secretfs import mountinfo
+from secretfs import libc, mountinfo
 from secretfs.audit import victim
 from secretfs.audit.model import NotTriedError
 from secretfs.audit.needle import LENGTH, Needle
@@ -26,7 +26,7 @@ from secretfs.audit.spaces import Place, protected
 from secretfs.audit.undo import Undo, started
 from secretfs.process import close_descriptors
 
-__all__ = ["NOBODY", "Target", "become", "start"]
+__all__ = ["NOBODY", "Target", "become", "start", "users"]
 
 NOBODY = 65534
 PATIENCE = 30.0
@@ -38,7 +38,7 @@ _PYTHON = (sys.executable, "-I")
 class Target:
     """A subject at work, as its attackers know it."""
 
-    def __init__(self, subject: str, folder: str, channel: socket.socket, stop: Callable[[], None]) -> None:
+    def __init__(self, subject: str, folder: str, channel: socket.socket) -> None:
         self.subject = subject
         self.folder = folder
         self.log = os.path.join(folder, "log")
@@ -47,7 +47,6 @@ class Target:
         self.claims: dict[str, bool] = {}
         self.address = 0
         self.channel = channel
-        self._stop = stop
         channel.settimeout(PATIENCE)
         hello = self.receive()
         self.client = int(hello["pid"])
@@ -94,6 +93,10 @@ class Target:
             raise OSError(answer["error"], os.strerror(answer["error"]))
         return answer
 
+    def has_ended(self) -> bool:
+        """Whether an attack has ended one of its processes."""
+        return any(not started(pid) or libc.proc_status("State", pid)[:1] == "Z" for pid in {self.pid, self.client})
+
     def places(self) -> list[Place]:
         """Where the needle is; all memory that could have it where that is not known."""
         if self.address:
@@ -109,11 +112,6 @@ class Target:
             return f"this secretfs has no command {self.subject!r}"
         return f"it could not be started: {said.removeprefix('secretfs: error: ')[:200]}" if said else ""
 
-    def close(self) -> None:
-        """End it."""
-        self.channel.close()
-        self._stop()
-
 
 def become(uid: int) -> None:
     """Be another user for good."""
@@ -123,29 +121,19 @@ def become(uid: int) -> None:
         os.setresuid(uid, uid, uid)
 
 
+def users() -> list[int]:
+    """As whom subjects may be started, best first."""
+    here = os.geteuid()
+    return [NOBODY, here] if here == 0 else [here]
+
+
 @contextlib.contextmanager
-def start(subject: str, undo: Undo) -> Iterator[Target]:
+def start(subject: str, uid: int, undo: Undo) -> Iterator[Target]:
     """A subject, not planted yet; it is gone at the end of the block.
 
     Raises:
-        NotTriedError: it cannot be started here.
+        NotTriedError: it cannot be started here as that user.
     """
-    users = [NOBODY, 0] if os.geteuid() == 0 else [os.geteuid()]
-    with contextlib.ExitStack() as stack:
-        target = None
-        for uid in users:
-            try:
-                target = stack.enter_context(_started(subject, uid, undo))
-                break
-            except NotTriedError:
-                if uid == users[-1]:
-                    raise
-        assert target is not None
-        yield target
-
-
-@contextlib.contextmanager
-def _started(subject: str, uid: int, undo: Undo) -> Iterator[Target]:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_folder(uid, undo))
         if subject == "mount":
@@ -155,14 +143,9 @@ def _started(subject: str, uid: int, undo: Undo) -> Iterator[Target]:
         with theirs:
             pid, stop = launch(subject, uid, folder, theirs)
         stack.enter_context(undo.unless_done("kill", pid, started(pid)))
-        try:
-            target = Target(subject, folder, ours, stop)
-        except NotTriedError:
-            ours.close()
-            stop()
-            raise
-        stack.callback(target.close)
-        yield target
+        stack.callback(stop)
+        stack.callback(ours.close)
+        yield Target(subject, folder, ours)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from secretfs.audit.subjects import Target
 __all__ = ["TABLE", "named"]
 
 _DAEMON = "the daemon runs no code of the audit's"
+_NO_CALL = {"mount": "the daemon calls nothing of the audit's; ptrace-inject shows the same"}
 _NO_FILE = dict.fromkeys(("emulator", "kernel", "secret-open", "secret-closed", "preload", "run"), "it is no file")
 
 
@@ -109,13 +110,19 @@ _FILE_OWNER = replace(
     ),
     apart_from=_NO_FILE,
 )  # fmt: skip
-_UPROBE = _root(
-    "uprobe", "uprobe event", "in-context", None, traced.uprobe,
-    "Puts a probe on a function of the C library, whose trace shows what the argument points to.",
+_UPROBE = replace(
+    _root(
+        "uprobe", "uprobe event", "in-context", None, traced.uprobe,
+        "Puts a probe on a function of the C library, whose trace shows what the argument points to.",
+    ),
+    apart_from=_NO_CALL,
 )  # fmt: skip
-_BPF = _root(
-    "bpf-probe-read-user", "bpf_probe_read_user", "in-context", None, traced.bpf_probe_read_user,
-    "Attaches a BPF program to a function of the C library, which copies what the argument points to.",
+_BPF = replace(
+    _root(
+        "bpf-probe-read-user", "bpf_probe_read_user", "in-context", None, traced.bpf_probe_read_user,
+        "Attaches a BPF program to a function of the C library, which copies what the argument points to.",
+    ),
+    apart_from=_NO_CALL,
 )  # fmt: skip
 _INJECT = replace(
     _root(
@@ -129,7 +136,7 @@ _INJECT_MEM = replace(
         "proc-mem-inject", "code by /proc/PID/mem", "inject", None, inject.by_proc_mem,
         "Writes code over a function that the process is about to call.",
     ),
-    fresh=True,
+    fresh=True, apart_from=_NO_CALL,
 )  # fmt: skip
 _ENVIRON = _root(
     "environ", "environment", "residue", "no_residue", borrowed.environment,

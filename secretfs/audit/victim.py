@@ -5,7 +5,7 @@ It speaks over a socket, a message a JSON object; it never sends the needle in t
     {"plant": {...}, "path": FILE} -> {"address": N, "pid": N, "claims": {...}}
     {"do": ATTACK}       -> {"leaked": true|false}
     {"release": 1}       -> {}      give the memory back, or remove the file
-    {"use": 1}           -> {}      call CALLED with the needle's address; a mount's client writes it again
+    {"use": 1}           -> {}      call CALLED with the address; the client of a mount writes it again
     anything             -> {"error": ERRNO} | {"not tried": "…"} where it could not be done
     end of file: it ends.
 
