@@ -24,6 +24,7 @@ from secretfs.secret import Secret
 __all__ = ["HOLDERS", "File", "Holder"]
 
 SIZE = libc.PAGE_SIZE
+_PAGES = 16
 
 
 class Holder(Protocol):
@@ -94,13 +95,14 @@ class Ordinary:
 
 
 class Area:
-    """A SecretArea on one backend."""
+    """A SecretArea on one backend, with the needle in each of its pages: what is freed is soon used again."""
 
     def __init__(self, needle: Needle, backend: str) -> None:
         self.needle = needle
-        self._area = SecretArea(SIZE, backend=backend)
+        self._area = SecretArea(_PAGES * SIZE, backend=backend)
         with self._area.view() as view:
-            needle.uncover_into(view)
+            for page in range(_PAGES):
+                needle.uncover_into(view[page * SIZE :])
         self.address = self._area.address
         self.claims = self._area.guarantees.as_dict()
 

@@ -35,6 +35,8 @@ __all__ = [
 
 REACH = 1 << 14
 """Bytes that an over-read goes on."""
+_MEMORY_FILE_SYSTEMS = (0x01021994, 0x858458F6)
+"""tmpfs, ramfs (statfs(2))."""
 
 
 def vmsplice(holder: Holder) -> bool:
@@ -58,6 +60,8 @@ def o_direct(holder: Holder) -> bool:
     """Write the page to a file past the page cache, as a disk's driver takes it."""
     page = holder.address // libc.PAGE_SIZE * libc.PAGE_SIZE
     with tempfile.NamedTemporaryFile(prefix="secretfs-audit-", dir=_on_disk()) as file:
+        if libc.file_system_magic(file.fileno()) in _MEMORY_FILE_SYSTEMS:
+            raise NotTriedError("there is no file on a disk here: a tmpfs copies, whatever it is asked for")
         try:
             fd = os.open(file.name, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
         except OSError as error:

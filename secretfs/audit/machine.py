@@ -219,7 +219,7 @@ def _segments(fd: int) -> Iterator[tuple[int, int]]:
 def _in_segment(fd: int, needle: Needle, position: int, size: int, pieces: bool) -> bool:
     """Block by block, each beginning with the end of the one before; pages that cannot be read are passed over."""
     at, end = position, position + size
-    buffer = bytearray(CHUNK + LENGTH)
+    buffer, zeros = bytearray(CHUNK + LENGTH), bytes(CHUNK + LENGTH)
     while at < end:
         start = max(position, at - LENGTH)
         with memoryview(buffer)[: min(CHUNK + at - start, end - start)] as wanted:
@@ -228,7 +228,7 @@ def _in_segment(fd: int, needle: Needle, position: int, size: int, pieces: bool)
             except OSError:
                 got = 0
         if got > 0:
-            if needle.in_buffer(buffer, pieces=pieces):
+            if buffer != zeros and needle.in_buffer(buffer, pieces=pieces):
                 return True
             at += got
         else:

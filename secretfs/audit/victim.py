@@ -5,10 +5,11 @@ It speaks over a socket, a message a JSON object; it never sends the needle in t
     {"plant": {...}, "path": FILE} -> {"address": N, "pid": N, "claims": {...}}
     {"do": ATTACK}       -> {"leaked": true|false}
     {"release": 1}       -> {}      give the memory back, or remove the file
+    {"use": 1}           -> {}      call CALLED with the address; a client of a mount writes it again
     anything             -> {"error": ERRNO} | {"not tried": "…"} where it could not be done
     end of file: it ends.
 
-    {"use": 1}           -> {}      call CALLED with the address; a client of a mount writes it again
+`python -m secretfs.audit.victim SUBJECT` has the socket as its standard input: for subjects that another program starts.
 """
 
 from __future__ import annotations
