@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from secretfs import libc
 from secretfs.audit import calls
 from secretfs.audit.model import NotTriedError
-from secretfs.audit.needle import CHUNK, LENGTH, Needle
+from secretfs.audit.needle import LENGTH, Needle
 from secretfs.audit.subjects import Target
 from secretfs.audit.undo import Undo
 
@@ -29,6 +29,8 @@ __all__ = ["after_kill", "core_dump", "kcore", "page_cache", "swap"]
 
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 _KERNEL_TEXT = 0xFFFFFFFF80000000
+_CHUNK = 1 << 16
+"""Bytes that are searched at once: small ones are allocated again and again from the same memory."""
 _MADV_PAGEOUT = 21
 _SWAP_SIZE = 16 << 20
 _PATIENCE = 2.0
@@ -112,6 +114,9 @@ def kcore(target: Target) -> bool:
 def after_kill(target: Target) -> bool:
     """Kill what holds the needle, and search the direct map."""
     _require_kcore()
+    if target.subject == "ordinary":
+        os.unlink(target.path)  # its file would be found in the page cache, and show nothing
+    _in_direct_map(target.needle, pieces=True)  # what the search needs is allocated: it reuses what others free
     _end(target.pid, signal.SIGKILL)
     return _in_direct_map(target.needle, pieces=True)
 
@@ -219,10 +224,10 @@ def _segments(fd: int) -> Iterator[tuple[int, int]]:
 def _in_segment(fd: int, needle: Needle, position: int, size: int, pieces: bool) -> bool:
     """Block by block, each beginning with the end of the one before; pages that cannot be read are passed over."""
     at, end = position, position + size
-    buffer, zeros = bytearray(CHUNK + LENGTH), bytes(CHUNK + LENGTH)
+    buffer, zeros = bytearray(_CHUNK + LENGTH), bytes(_CHUNK + LENGTH)
     while at < end:
         start = max(position, at - LENGTH)
-        with memoryview(buffer)[: min(CHUNK + at - start, end - start)] as wanted:
+        with memoryview(buffer)[: min(_CHUNK + at - start, end - start)] as wanted:
             try:
                 got = os.preadv(fd, [wanted], start) - (at - start)
             except OSError:
