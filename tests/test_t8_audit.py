@@ -283,3 +283,57 @@ def test_needle_is_found_across_blocks(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes((1 << 20) - 7) + text)
     assert needle.in_path(str(tmp_path / "file"))
     assert not Needle.fresh().in_path(str(tmp_path / "file"))
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+COLUMNS = ("emulator", "kernel", "secret-open", "secret-closed", "mount", "preload")
+
+
+def rows(document: str, begin: str, end: str) -> list[list[str]]:
+    """The cells of the tables between two marks of a document, headings left out."""
+    text = (DOCS / document).read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_document_lists_the_attacks() -> None:
+    """docs/audit.md has each attack once, in order, with what it does and what it would break."""
+    expected = [
+        [f"`{one.name}`", one.source, one.kind, one.about, f"`{one.guarantee}`" if one.guarantee else "-"]
+        for one in TABLE
+    ]
+    assert rows("audit.md", "<!-- attacks:", "<!-- end of attacks") == expected
+
+
+def test_threat_model_has_a_row_for_each_attack() -> None:
+    """docs/threat-model.md has each attack once, in order, with who tries it and what stops it."""
+    found = rows("threat-model.md", "<!-- results:", "<!-- end of results")
+    assert [row[:2] for row in found] == [[f"`{one.name}`", one.source] for one in TABLE]
+    assert all(len(row) == len(COLUMNS) + 3 and row[-1] for row in found)
+
+
+@needs_root
+@needs_secretmem
+def test_threat_model_says_what_the_audit_shows(audit) -> None:
+    """What docs/threat-model.md says held is held here, and what it says leaked leaks, where it was tried."""
+    documented = {
+        row[0].strip("`"): dict(zip(COLUMNS, row[2:-1], strict=True))
+        for row in rows("threat-model.md", "<!-- results:", "<!-- end of results")
+    }
+    found = results(audit[0])
+    wrong = [
+        (name, subject, documented[name][subject], found[name][subject])
+        for name in ATTACKS
+        for subject in COLUMNS
+        if found[name][subject] != NOT_TRIED and documented[name][subject] != "by luck"
+        if documented[name][subject].strip("*") != found[name][subject]
+    ]
+    assert wrong == []
+
+
+def test_threat_model_lists_the_rows_of_each_guarantee() -> None:
+    """The table by guarantee names the rows of the attack table."""
+    found = {row[0].strip("`"): row[1] for row in rows("threat-model.md", "## By guarantee", "## Not claimed")}
+    for name in {one.guarantee for one in TABLE if one.guarantee}:
+        plain = [one for one in TABLE if one.guarantee == name and one.source not in ("same-user", "other-user")]
+        assert found[name] == ", ".join(f"`{one.name}`" for one in plain)

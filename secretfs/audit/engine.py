@@ -24,6 +24,8 @@ __all__ = ["run"]
 
 CONTROL = "ordinary"
 _REASON = 1 << 12
+_NO_REFUSAL = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSYS, errno.ENOSPC}
+"""What a system call fails with for reasons of its own; a secret was not what it stumbled over."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -187,4 +189,6 @@ def _outcome(attack: Callable[[], bool]) -> Cell:
         return Cell(LEAKED) if attack() else Cell(HELD)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
+        if error.errno in _NO_REFUSAL:
+            raise NotTriedError(f"{name} ({os.strerror(error.errno).lower()})") from error
         return Cell(HELD, f"refused: {name} ({os.strerror(error.errno or 0).lower()})" if name else "refused")

@@ -9,7 +9,7 @@ It speaks over a socket, a message a JSON object; it never sends the needle in t
     anything             -> {"error": ERRNO} | {"not tried": "…"} where it could not be done
     end of file: it ends.
 
-`python -m secretfs.audit.victim SUBJECT` has the socket as its standard input: for subjects that another program starts.
+`python -m secretfs.audit.victim SUBJECT` has the socket as its standard input: for what another program starts.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_the_emulator_is_in_the_direct_map(told: Any) -> None:
 
 @stock
 def test_without_secret_memory(told: Any) -> None:
-    """On the kernel as it is shipped there is no secret memory; what is built on the emulator keeps what that claims."""
+    """On the kernel as it is shipped there is no secret memory; what is built on the emulator keeps its claims."""
     found = results(told)
     assert {each["kernel"] for each in found.values()} == {"not tried"}
     for subject in ("emulator", "secret-open", "mount"):
