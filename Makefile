@@ -65,6 +65,10 @@ test-long:  ## the tests that take minutes: real mounts with sanitizers and with
 test-languages: apt-languages  ## programs in Go and Rust under `secretfs run`, with Debian's compilers
 	@$(MAKE) --no-print-directory test REPORT=report-languages.xml T="-m languages $(T)"
 
+.PHONY: test-browser
+test-browser: apt-browser $(STATE)/installed  ## the audit's page in Chromium
+	@$(MAKE) --no-print-directory test REPORT=report-browser.xml T="-m long -k test_t8_audit_page $(T)"
+
 .PHONY: lab
 lab: apt-lab $(STATE)/installed  ## boot packaged kernels in QEMU and search all their memory (options: T=...)
 	@echo "== booting kernels"
@@ -86,7 +90,7 @@ bench: apt-bench $(STATE)/installed  ## benchmarks, about ten minutes; prints ta
 	@PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -EsB benchmarks/run.py $(B)
 
 .PHONY: test-all
-test-all: test test-long test-languages lab lint  ## everything: the tests, the kernels, and lint
+test-all: test test-long test-languages test-browser lab lint  ## everything: the tests, the kernels, and lint
 
 .PHONY: lint
 lint: apt-lint $(STATE)/requirements  ## ruff, mypy --strict, shellcheck
@@ -127,7 +131,7 @@ clean:  ## remove everything that make has built (not Debian packages)
 
 # What the targets above stand on.
 
-.PHONY: apt-base apt-demo apt-test apt-languages apt-lab apt-bench apt-lint
+.PHONY: apt-base apt-demo apt-test apt-languages apt-browser apt-lab apt-bench apt-lint
 apt-base:
 	$(APT) base
 apt-demo:
@@ -136,6 +140,8 @@ apt-test:
 	$(APT) base test
 apt-languages:
 	$(APT) base languages
+apt-browser:
+	$(APT) base chromium
 apt-lab:
 	$(APT) base lab
 apt-bench:

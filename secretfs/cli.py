@@ -118,6 +118,12 @@ def build_parser(*, foreign: bool = True) -> argparse.ArgumentParser:
     about = "start a program with its keys' memory in secret memory"
     parents: Any = [preload.command_line(add_help=False)]
     every.add_parser("preload", help=about, parents=parents)  # run by main() itself
+    audit = _add(every, "audit", commands.audit, "attack secrets of its own on this machine, and show what held")
+    audit.add_argument("--json", action="store_true", help="one JSON object for programs")
+    audit.add_argument("--html", metavar="FILE", help="write a report for a browser, or for printing")
+    audit.add_argument(
+        "--machine", action="store_true", help="also a core dump, swap, /proc/kcore: changes settings for a moment"
+    )
     if foreign:
         _add_foreign(every)
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
@@ -271,4 +277,4 @@ def _broken(command: EntryPoint, how: str, error: BaseException) -> SecretFSErro
     )
 
 
-OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion", "preload")
+OURS = ("mount", "umount", "status", "backends", "install-mount-helper", "completion", "preload", "audit")

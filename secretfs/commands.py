@@ -17,7 +17,17 @@ from secretfs.sizes import human_size
 if TYPE_CHECKING:
     from secretfs.status import Unmounted
 
-__all__ = ["backends", "completion", "install_mount_helper", "mount", "mount_and_warn", "status", "umount", "version"]
+__all__ = [
+    "audit",
+    "backends",
+    "completion",
+    "install_mount_helper",
+    "mount",
+    "mount_and_warn",
+    "status",
+    "umount",
+    "version",
+]
 
 
 def native() -> dict[str, bool | str]:
@@ -175,6 +185,13 @@ def _backend_text(row: dict[str, Any]) -> str:
     held = [name for name, holds in row["guarantees"].items() if holds]
     lines = [f"{row['name']}: {state}", f"  guarantees: {', '.join(held) or 'nothing'}"]
     return "\n".join(lines + ([f"  remedy: {one_line(row['hint'])}"] if row["hint"] else []))
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """secretfs audit."""
+    from secretfs.audit.command import main
+
+    return main(as_json=arguments.json, html=arguments.html, machine=arguments.machine)
 
 
 def install_mount_helper(arguments: argparse.Namespace) -> int:

@@ -55,6 +55,8 @@ int memory_init(int allow_kernel, int allow_emulator)
 		secretfs_range = 0;
 		return -1;
 	}
+	/* or a core has it, as gigabytes of nothing */
+	syscall(SYS_madvise, secretfs_base, secretfs_range, MADV_DONTDUMP);
 	probe = secretfs_base + PAGE;
 	if (allow_kernel && !pages_map(probe, PAGE, KIND_KERNEL)) {
 		kernel_works = pages_are_secret(probe);

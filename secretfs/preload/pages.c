@@ -62,6 +62,7 @@ static int map_emulator(char *start, size_t size)
 void pages_release(char *start, size_t size)
 {
 	mmap(start, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	syscall(SYS_madvise, start, size, MADV_DONTDUMP);
 }
 
 int pages_map(char *start, size_t size, enum kind kind)

@@ -14,7 +14,7 @@ from typing import Any
 
 import lab
 
-__all__ = ["BOOTS", "CLEARING", "EMULATED", "SECRET", "Answer", "Boot", "Boots"]
+__all__ = ["AUDITED", "BOOTS", "CLEARING", "EMULATED", "SECRET", "Answer", "Boot", "Boots"]
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 900.0
@@ -63,6 +63,7 @@ class Answer:
     result: lab.Result
 
 
+_AUDIT = "guest_audit.py"
 _MEMORY, _ENABLE, _CLEAR = "guest_memory.py", "secretmem.enable=1", "init_on_free=1"
 BOOTS = {
     "6.1-fallback": Boot("6.1", (), "guest_stock.py"),
@@ -73,9 +74,13 @@ BOOTS = {
     "6.12": Boot("6.12", (), _MEMORY, ("kernel",)),
     "6.12-probe": Boot("6.12", (), "guest_run.py", ("native",), probe=True),
     "6.12-init_on_free": Boot("6.12", (_CLEAR,), _MEMORY, ("kernel",)),
+    "6.1-audit": Boot("6.1", (), _AUDIT),
+    "6.1-secretmem-audit": Boot("6.1", (_ENABLE,), _AUDIT),
+    "6.12-audit": Boot("6.12", (), _AUDIT),
 }
 EMULATED = [name for name, boot in BOOTS.items() if boot.arguments == ("emulator",)]
 SECRET = [name for name, boot in BOOTS.items() if boot.arguments == ("kernel",)]
+AUDITED = [name for name, boot in BOOTS.items() if boot.script == _AUDIT]
 CLEARING = [name for name in SECRET if _CLEAR in BOOTS[name].append]
 
 

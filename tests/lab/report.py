@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from boots import BOOTS, EMULATED, SECRET, Answer, Boots
+from boots import AUDITED, BOOTS, EMULATED, SECRET, Answer, Boots
 
 __all__ = ["main"]
 
 BEGIN, END = "<!-- results: make lab-docs -->\n", "<!-- end of results -->\n"
+BEGIN_AUDIT, END_AUDIT = "<!-- audit: make lab-docs -->\n", "<!-- end of audit -->\n"
+SHOWN = ("ordinary", "emulator", "kernel", "secret-closed", "mount")
 WHOLE = 64
 # What a row tells, the step of guest_memory.py, and the names there, of which the worst is shown.
 ROWS = (
@@ -48,13 +50,45 @@ ROWS = (
 
 def main(path: str) -> None:
     """Boot them all and rewrite the file."""
-    boots = Boots([*EMULATED, *SECRET])
-    answers = {name: boots.answer(name) for name in (*EMULATED, *SECRET)}
+    names = (*EMULATED, *SECRET, *AUDITED)
+    boots = Boots(names)
+    answers = {name: boots.answer(name) for name in names}
     boots.close()
     file = Path(path)
-    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    file.write_text(f"{before}{BEGIN}{table(answers)}{END}{after}", encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    text = between(text, BEGIN, END, table({name: answers[name] for name in (*EMULATED, *SECRET)}))
+    text = between(text, BEGIN_AUDIT, END_AUDIT, audits({name: answers[name] for name in AUDITED}))
+    file.write_text(text, encoding="utf-8")
+
+
+def between(text: str, begin: str, end: str, new: str) -> str:
+    """`text` with something else between two marks."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}{new}{end}{after}"
+
+
+def audits(answers: dict[str, Answer]) -> str:
+    """What each kernel's audit has shown, in Markdown: one row an attack, one column a kernel and subject."""
+    headings = [f"{kernel(name)}: {subject}" for name in answers for subject in SHOWN]
+    found = [{one["name"]: one["results"] for one in answer.told["audit"]["attacks"]} for answer in answers.values()]
+    lines = ["| | " + " | ".join(headings) + " |", "|---|" + "---|" * len(headings)]
+    lines += [
+        f"| `{attack}` | " + " | ".join(results[attack][subject] for results in found for subject in SHOWN) + " |"
+        for attack in found[0]
+    ]
+    taken = [
+        f"- {kernel(name)}: `{answer.result.package}`, {answer.result.took:.0f} s; claims broken:"
+        f" {len(answer.told['audit']['claims_broken'])}."
+        for name, answer in answers.items()
+    ]
+    return "\n".join([*lines, "", *taken]) + "\n"
+
+
+def kernel(name: str) -> str:
+    """What a guest is called in the table of audits."""
+    boot = BOOTS[name]
+    return " ".join((boot.kernel, *(f"`{word}`" for word in boot.append)))
 
 
 def table(answers: dict[str, Answer]) -> str:
