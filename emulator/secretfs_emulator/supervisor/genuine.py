@@ -6,7 +6,7 @@ import errno
 import os
 
 from secretfs import libc
-from secretfs_emulator.supervisor.backing import Area, Key
+from secretfs_emulator.supervisor.backing import Area, Key, give
 
 __all__ = ["KernelBacking"]
 
@@ -28,8 +28,7 @@ class KernelBacking:
     def create(self, uid: int, gid: int) -> tuple[Area, int]:
         """See `backing.Backing.create`."""
         fd = libc.memfd_secret(os.O_CLOEXEC)
-        if os.geteuid() == 0 and (uid or gid):
-            os.fchown(fd, uid, gid)
+        give(fd, uid, gid)
         return Area((self.device, os.fstat(fd).st_ino), fd=fd), fd
 
     def reopen(self, area: Area) -> int:

@@ -172,7 +172,10 @@ def _become(job: Job, supervisor: socket.socket, mask: set[int], children: Dispo
 
 
 def _check_that_we_are_asked() -> None:
-    """A filter that was there before us may answer memfd_secret by itself; it then outranks ours."""
+    """A filter that was there before us may answer memfd_secret by itself; it then outranks ours.
+
+    With --rfc2020 alone the kernel answers this one, as it should; it is not seen by the supervisor.
+    """
     try:
         system.raw("memfd_secret", _UNKNOWN_FLAG)
     except OSError as error:

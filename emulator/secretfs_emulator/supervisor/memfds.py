@@ -10,19 +10,20 @@ import fcntl
 import os
 import struct
 
+from secretfs import libc
 from secretfs_emulator.supervisor import system
-from secretfs_emulator.supervisor.backing import FILE_NAME, Area, Key, forget, lock_pages, wipe_file
+from secretfs_emulator.supervisor.backing import FILE_NAME, Area, Key, forget, give, lock_pages, wipe_file
 
 __all__ = ["MemfdBacking", "keep_out_of_core_dumps"]
 
 _CLOSED = 0x8 | 0x10  # IN_CLOSE_WRITE, IN_CLOSE_NOWRITE
 _EVENT = struct.Struct("=iIII")  # struct inotify_event, without a name
 COREDUMP_FILTER = "/proc/self/coredump_filter"
+_NO_NEW_PRIVS = "the programs cannot gain privileges (no_new_privs): sudo and fusermount3 fail"
 _LEAKS = (
     "any process of the same user, and root, can read the memory",
     "the pages are in the kernel's direct map, and are wiped by the supervisor only: not after its kill -9",
     "a descriptor below the reserved numbers (dup2, SCM_RIGHTS, pidfd_getfd) can be read and written",
-    "the programs cannot gain privileges (no_new_privs): sudo and fusermount3 fail",
     "io_uring is switched off, and core dumps have no shared anonymous memory",
     "all secrets together are limited by the supervisor's RLIMIT_MEMLOCK, and count until they are closed everywhere",
 )
@@ -32,10 +33,11 @@ class MemfdBacking:
     """See `backing.Backing`."""
 
     name = "memfd"
-    lacks: tuple[str, ...] = _LEAKS
 
     def __init__(self) -> None:
         """Raises OSError where the sandbox forbids memfd_create(2) or inotify(7)."""
+        privileged = libc.effective_capability(libc.CAP_SYS_ADMIN)
+        self.lacks = _LEAKS if privileged else (*_LEAKS, _NO_NEW_PRIVS)
         self.areas: dict[Key, Area] = {}
         self._group = system.inotify_init()
         self._watches: dict[int, Area] = {}
@@ -57,8 +59,7 @@ class MemfdBacking:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         finally:
             os.close(original)
-        if os.geteuid() == 0 and (uid or gid):
-            os.fchown(fd, uid, gid)
+        give(fd, uid, gid)
         self.areas[area.key] = area
         return area, fd
 

@@ -117,7 +117,8 @@ def _emulate(options: Options) -> int:
 
 
 def _supervise(options: Options, backing: Backing | None, table: dict[str, calls.Treatment]) -> int:
-    window, journal = _window(), Journal(open_log(options.log))
+    window = _window()
+    journal = Journal(open_log(options.log), checked="memfd_secret" in table)
     sessions: list[Session] = []
     by_number = calls.by_number(table)
     names = {number: name for name in table if (number := numbers.number(name)) is not None}

@@ -38,8 +38,10 @@ def open_log(path: str | None) -> int | None:
 class Journal:
     """Counts answers, and writes them into the log if there is one."""
 
-    def __init__(self, log: int | None) -> None:
+    def __init__(self, log: int | None, *, checked: bool = False) -> None:
+        """`checked`: the first call is our own (launch.py), and nothing to tell of."""
         self._log = log
+        self._began = not checked
         self.keep: tuple[int, ...] = () if log is None else (log,)
 
     def begin(self, backing: Backing | None) -> None:
@@ -47,7 +49,10 @@ class Journal:
         self._write("\n".join(_in_force(backing)))
 
     def note(self, session: Session, call: Call, name: str, answer: Answer) -> None:
-        """One call. What the kernel itself answers is not logged, but for failures that are to be injected."""
+        """One call. What the kernel itself answers is not logged."""
+        if not self._began:
+            self._began = True
+            return
         if answer is CONTINUE:
             session.counts["left to the kernel"] += 1
             return

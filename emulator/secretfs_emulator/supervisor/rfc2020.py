@@ -13,6 +13,7 @@ import errno
 import os
 
 from secretfs_emulator.supervisor import descriptors, target
+from secretfs_emulator.supervisor.backing import give
 from secretfs_emulator.supervisor.call import Call
 from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
 
@@ -35,9 +36,7 @@ def memfd_create(call: Call) -> Answer:
     except OSError as error:
         return fail(error.errno or errno.ENOMEM)
     try:
-        owner = call.owner()
-        if os.geteuid() == 0 and any(owner):
-            os.fchown(fd, *owner)
+        give(fd, *call.owner())
         about = os.fstat(fd)
         call.session.modeless.add((about.st_dev, about.st_ino))
         return call.put(fd, cloexec=bool(call.number(1) & MFD_CLOEXEC))

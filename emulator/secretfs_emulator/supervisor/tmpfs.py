@@ -12,7 +12,7 @@ import os
 import struct
 
 from secretfs_emulator.supervisor import system
-from secretfs_emulator.supervisor.backing import FILE_NAME, Area, Key, forget, lock_pages, wipe_file
+from secretfs_emulator.supervisor.backing import FILE_NAME, Area, Key, forget, give, lock_pages, wipe_file
 
 __all__ = ["TmpfsBacking"]
 
@@ -64,8 +64,7 @@ class TmpfsBacking:
             os.unlink(FILE_NAME, dir_fd=self._root)
             reader = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root) if self._swaps else -1
             system.fanotify_mark(self._group, _OPEN_PERM, fd)
-            if uid or gid:
-                os.fchown(fd, uid, gid)
+            give(fd, uid, gid)
         except BaseException:
             os.close(fd)
             raise
