@@ -256,6 +256,7 @@ def test_streams_pass_through(suite: pytest.Pytester) -> None:
     assert output.count("1 passed") == 1
 
 
+@pytest.mark.long
 def test_ctrl_c(suite: pytest.Pytester) -> None:
     """Ctrl-C at the terminal interrupts the run in a mode, as it would without: exit status 2."""
     # Short waits: a signal between the print and one long wait would be seen at its end only, by any Python.
