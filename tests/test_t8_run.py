@@ -210,7 +210,7 @@ def test_streams_and_environment(tmp_path: Path) -> None:
     """stdin, stdout, stderr, other descriptors, the working directory and the environment are the command's."""
     (tmp_path / "other").write_text("other\n")
     other = os.open(tmp_path / "other", os.O_RDONLY)
-    shell = f"cat; echo to stderr >&2; pwd; cat <&{other}; tr '\\0' '\\n' < /proc/self/environ | grep -c LC_CTYPE"
+    shell = f"cat; echo to stderr >&2; pwd; cat <&{other}; env | grep -c LC_CTYPE"
     try:
         for options in ["--emulate"], ["--without"]:
             os.lseek(other, 0, os.SEEK_SET)
@@ -267,9 +267,15 @@ def test_signals_are_passed_on() -> None:
 @pytest.mark.slow
 def test_the_command_s_own_signals_come_once() -> None:
     """kill 0 in the command reaches all its process group, us too: we do not send it once more."""
-    shell = "trap 'echo usr1' USR1; kill -USR1 0; echo end"
-    done = run("--emulate", SHELL, "-c", shell, start_new_session=True)
-    assert (done.returncode, done.stdout) == (0, "usr1\nend\n")
+    shell = "trap 'echo usr1' USR1; trap 'echo end; exit 0' USR2; kill -USR1 0; echo sent; while :; do read line; done"
+    with subprocess.Popen(
+        [SECRETFS, "run", "--emulate", SHELL, "-c", shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env=clean_environment(), start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert [process.stdout.readline(), process.stdout.readline()] == ["usr1\n", "sent\n"]
+        process.send_signal(signal.SIGUSR2)  # passed on after what came before
+        assert process.stdout.read() == "end\n"
 
 
 @pytest.mark.slow

@@ -116,13 +116,13 @@ def test_background(terminal: Terminal) -> None:
 @pytest.mark.slow
 def test_interrupts_come_once(terminal: Terminal) -> None:
     """Ctrl-C is the terminal's signal to the command: it gets it once, and may handle it."""
-    start(terminal, 'trap "echo interrupted" INT', "read line; read line; echo got-$line")
+    start(terminal, 'trap "echo interrupted" INT; trap "exit 3" USR2', "while :; do read line; done")
     terminal.type("\x03")
     terminal.until(b"interrupted\r\n")
-    terminal.type("a\nb\n")
-    shown = terminal.until(PROMPT)
-    assert "interrupted" not in shown
-    assert "got-" in shown
+    with open(f"/proc/{terminal.pid}/task/{terminal.pid}/children", encoding="ascii") as file:
+        os.kill(int(file.read()), signal.SIGUSR2)  # passed on after what came before
+    assert "interrupted" not in terminal.until(PROMPT)
+    assert "code=3" in terminal.say("echo code=$?")
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ class MemfdBacking:
     def __init__(self) -> None:
         """Raises OSError where the sandbox forbids memfd_create(2) or inotify(7)."""
         privileged = libc.effective_capability(libc.CAP_SYS_ADMIN)
-        self.lacks = _LEAKS if privileged else (*_LEAKS, _NO_NEW_PRIVS)
+        self.lacks: tuple[str, ...] = _LEAKS if privileged else (*_LEAKS, _NO_NEW_PRIVS)
         self.areas: dict[Key, Area] = {}
         self._group = system.inotify_init()
         self._watches: dict[int, Area] = {}
