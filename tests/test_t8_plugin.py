@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -253,6 +254,33 @@ def test_streams_pass_through(suite: pytest.Pytester) -> None:
     assert process.returncode == 0
     assert output.count("typed by someone") == 1
     assert output.count("1 passed") == 1
+
+
+@pytest.mark.long
+def test_ctrl_c(suite: pytest.Pytester) -> None:
+    """Ctrl-C at the terminal interrupts the run in a mode, as it would without: exit status 2."""
+    # Short waits: a signal between the print and one long wait would be seen at its end only, by any Python.
+    suite.makepyfile(
+        "import threading\ndef test():\n    print('ready', flush=True)\n"
+        "    for _ in range(600):\n        threading.Event().wait(0.1)\n"
+    )
+    master, slave = os.openpty()
+    with subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--secretmem=emulated"],
+        cwd=suite.path, env=clean_environment(), stdin=slave, stdout=slave, stderr=slave,
+    ) as process:  # fmt: skip
+        os.close(slave)
+        with open(master, "r+b", buffering=0) as terminal:
+            _read_until(terminal, b"ready")
+            terminal.write(b"\x03")
+            _read_until(terminal, b"no tests ran")
+            assert process.wait(60) == pytest.ExitCode.INTERRUPTED
+
+
+def _read_until(terminal: io.FileIO, wanted: bytes) -> None:
+    text = b""
+    while wanted not in text:
+        text += terminal.read(4096)  # the end is an OSError (EIO)
 
 
 @pytest.mark.parametrize(

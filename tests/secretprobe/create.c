@@ -54,10 +54,9 @@ static int few_descriptors(void *unused) {
     return secret(0) == -1 ? errno : 0;
 }
 
-static int fifty(void *unused) {
-    (void)unused;
-    int fds[50], made = 0;
-    while (made < 50 && (fds[made] = secret(O_CLOEXEC)) != -1)
+static int open_many(void *number) {
+    int fds[200], made = 0;
+    while (made < *(int *)number && (fds[made] = secret(O_CLOEXEC)) != -1)
         made++;
     for (int i = 0; i < made; i++)
         close(fds[i]);
@@ -111,7 +110,8 @@ void probe_create(void) {
     fresh_descriptor();
     say_fate("create.limit_reached", out_of_descriptors, NULL);
     say_fate("create.limit_256", few_descriptors, NULL);
-    say_fate("create.fifty_open", fifty, NULL);
+    say_fate("create.fifty_open", open_many, &(int){50});
+    say_fate("create.two_hundred_open", open_many, &(int){200});
     sizes();
     said_of_it();
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from secretfs_emulator.supervisor import target
 from secretfs_emulator.supervisor.backing import Key
+from secretfs_emulator.supervisor.target import Process
 
 __all__ = ["Books"]
 
@@ -31,49 +32,45 @@ class Books:
     """Descriptors by process."""
 
     def __init__(self) -> None:
-        self._pages: dict[tuple[int, int], _Page] = {}
+        self._pages: dict[Process, _Page] = {}
 
-    def note(self, pid: int, fd: int, key: Key) -> None:
-        """A thread of a process was given this."""
-        with contextlib.suppress(OSError):
-            page = self._own(pid)
-            page.files[fd] = key
-            page.freed.pop(fd, None)
+    def note(self, process: Process, fd: int, key: Key) -> None:
+        """It was given this."""
+        page = self._own(process)
+        page.files[fd] = key
+        page.freed.pop(fd, None)
 
-    def forget(self, pid: int, fds: Iterable[int]) -> None:
+    def forget(self, process: Process, fds: Iterable[int]) -> None:
         """It is about to close these."""
-        with contextlib.suppress(OSError):
-            page = self._own(pid)
-            for fd in fds:
-                if page.files.pop(fd, None) is not None:
-                    page.freed[fd] = None
+        page = self._own(process)
+        for fd in fds:
+            if page.files.pop(fd, None) is not None:
+                page.freed[fd] = None
 
-    def file(self, pid: int, fd: int) -> Key | None:
+    def file(self, process: Process, fd: int) -> Key | None:
         """What a descriptor is thought to be."""
-        return self._known(pid).files.get(fd)
+        return self._known(process).files.get(fd)
 
-    def free_number(self, pid: int, numbers: Iterable[int]) -> int | None:
+    def free_number(self, process: Process, numbers: Iterable[int]) -> int | None:
         """One of the numbers that is thought to be free; one that was given back only if there is no other, and the
         earliest first: the call that closes it may still be under way.
         """
-        page, numbers = self._known(pid), list(numbers)
+        page, numbers = self._known(process), list(numbers)
         fresh = next((number for number in numbers if number not in page.files and number not in page.freed), None)
         return fresh if fresh is not None else next((number for number in page.freed if number in numbers), None)
 
-    def _own(self, pid: int) -> _Page:
-        process = target.identity(pid)
+    def _own(self, process: Process) -> _Page:
         if process not in self._pages:
-            known = self._known(pid)
+            known = self._known(process)
             self._pages[process] = _Page(dict(known.files), dict(known.freed))
             if len(self._pages) > _PROCESSES:
                 del self._pages[next(iter(self._pages))]
         return self._pages[process]
 
-    def _known(self, pid: int) -> _Page:
-        with contextlib.suppress(OSError):
+    def _known(self, process: Process) -> _Page:
+        with contextlib.suppress(OSError, ValueError):
             for _ in range(_GENERATIONS):
-                process = target.identity(pid)
                 if process in self._pages:
                     return self._pages[process]
-                pid = int(target.Status(pid).field(b"PPid") or b"0")
+                process = target.identity(int(target.Status(process[0]).field(b"PPid")))
         return _Page()

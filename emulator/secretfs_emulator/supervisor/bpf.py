@@ -46,6 +46,9 @@ class Window:
     first: int
     count: int
 
+    def __contains__(self, number: int) -> bool:
+        return self.first <= number < self.first + self.count
+
 
 @dataclass
 class Program:

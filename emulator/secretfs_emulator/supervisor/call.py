@@ -55,11 +55,27 @@ class Session:
 class Call:
     """A system call of a supervised thread."""
 
-    __slots__ = ("arguments", "id", "pid", "session")
+    __slots__ = ("_process", "_status", "arguments", "id", "pid", "session")
 
     def __init__(self, notice: Notice, session: Session) -> None:
         self.id, self.pid, self.arguments = notice.id, notice.pid, notice.arguments
         self.session = session
+        self._status: target.Status | None = None
+        self._process: target.Process | None = None
+
+    @property
+    def status(self) -> target.Status:
+        """What /proc says of the thread; read once."""
+        if self._status is None:
+            self._status = target.Status(self.pid)
+        return self._status
+
+    @property
+    def process(self) -> target.Process:
+        """The process that calls."""
+        if self._process is None:
+            self._process = target.identity(self.pid)
+        return self._process
 
     def number(self, index: int) -> int:
         """An argument that is a C int."""
@@ -80,7 +96,7 @@ class Call:
         try:
             found = target.file_of(self.pid, fd)
         except PermissionError:  # it has made itself undumpable, and we are not root
-            return self.session.books.file(self.pid, fd)
+            return self.session.books.file(self.process, fd)
         return (found.st_dev, found.st_ino) if found is not None else None
 
     def has_secrets(self) -> bool:
@@ -113,7 +129,7 @@ class Call:
         given = self.session.listener.put(self.id, fd, number, cloexec=cloexec, answer=answer)
         if os.geteuid() != 0:
             about = os.fstat(fd)
-            self.session.books.note(self.pid, number, (about.st_dev, about.st_ino))
+            self.session.books.note(self.process, number, (about.st_dev, about.st_ino))
         return given
 
     def _free_number(self, least: int) -> int | None:
@@ -125,7 +141,7 @@ class Call:
         try:
             taken = target.descriptor_numbers(self.pid)
         except PermissionError:
-            return self.session.books.free_number(self.pid, numbers)
+            return self.session.books.free_number(self.process, numbers)
         return next((number for number in numbers if number not in taken), None)
 
     def owner(self) -> tuple[int, int]:

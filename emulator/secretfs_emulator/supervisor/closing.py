@@ -15,7 +15,7 @@ _CLOSE_RANGE_CLOEXEC = 4
 
 def close(call: Call) -> Answer:
     """close(2)."""
-    call.session.books.forget(call.pid, [call.number(0)])
+    call.session.books.forget(call.process, [call.number(0)])
     return CONTINUE
 
 
@@ -25,7 +25,7 @@ def close_range(call: Call) -> Answer:
     if not call.number(2) & _CLOSE_RANGE_CLOEXEC:
         window = call.session.window
         ours = range(max(first, window.first), min(last + 1, window.first + window.count))
-        call.session.books.forget(call.pid, ours)
+        call.session.books.forget(call.process, ours)
     return CONTINUE
 
 
@@ -34,8 +34,8 @@ def dup2(call: Call) -> Answer:
     source, fd = call.number(0), call.number(1)
     if source != fd:
         books = call.session.books
-        key = books.file(call.pid, source)
-        books.forget(call.pid, [fd])
+        key = books.file(call.process, source)
+        books.forget(call.process, [fd])
         if key is not None:
-            books.note(call.pid, fd, key)
+            books.note(call.process, fd, key)
     return CONTINUE

@@ -67,7 +67,7 @@ def mmap(call: Call) -> Answer:
     if length and not (fits(call, length) and _held(call, area)):
         return fail(errno.EAGAIN)
     with contextlib.suppress(OSError):
-        area.mappers.add(target.identity(call.pid))
+        area.mappers.add(call.process)
     return CONTINUE
 
 
@@ -85,7 +85,7 @@ def fits(call: Call, length: int) -> bool:
     mremap, fork and exec.
     """
     try:
-        status = target.Status(call.pid)
+        status = call.status
         if status.capable(libc.CAP_IPC_LOCK) and target.in_first_user_namespace(call.pid):
             return True
         limit = target.lock_limit(call.pid)
@@ -98,7 +98,7 @@ def mapped_bytes(call: Call) -> int:
     """How many bytes of secrets the caller has mapped itself: what a child inherits is not locked for it."""
     backing = call.session.backing
     assert backing is not None
-    whose = target.identity(call.pid)
+    whose = call.process
     ranges = target.mapped_ranges(call.pid, backing.device)
     found = ((end - start, backing.areas.get((backing.device, inode))) for start, end, inode in ranges)
     return sum(length for length, area in found if area is not None and whose in area.mappers)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 
 from secretfs_emulator.supervisor import system
 
 __all__ = [
+    "Process",
     "Status",
     "descriptor_numbers",
     "file_of",
@@ -31,6 +33,10 @@ __all__ = [
 ]
 
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO of linux/proc_ns.h
+Process = tuple[int, int]
+"""A process by its number and when it was started: nobody else is ever both."""
+_processes: dict[Process, Process] = {}  # by thread, which is named in the same way
+_MOST_KNOWN = 4096
 _CHUNK = 1 << 16
 _PAGE = 4096
 _OURS = re.compile(r"/secretmem \(deleted\)$|/memfd:|.*/\d+/mem$", re.DOTALL)
@@ -128,17 +134,29 @@ def in_first_user_namespace(pid: int) -> bool:
     return os.stat(f"/proc/{pid}/ns/user").st_ino == _FIRST_USER_NAMESPACE
 
 
-def identity(pid: int) -> tuple[int, int]:
-    """The process that a thread belongs to, and when it was started: nobody else is ever both."""
-    process = Status(pid).process
-    words = _read(f"/proc/{process}/stat").rpartition(b")")[2].split()
-    return process, int(words[19])
+def identity(thread: int) -> Process:
+    """The process that a thread belongs to."""
+    key = thread, _start_of(thread)
+    if key not in _processes:
+        process = Status(thread).process
+        if len(_processes) >= _MOST_KNOWN:
+            _processes.clear()
+        _processes[key] = process, key[1] if process == thread else _start_of(process)
+    return _processes[key]
+
+
+def _start_of(thread: int) -> int:
+    return int(_read(f"/proc/{thread}/stat").rpartition(b")")[2].split()[19])
 
 
 def lock_limit(pid: int) -> int | None:
-    """The soft RLIMIT_MEMLOCK of a process; None for no limit. prlimit(2) would take CAP_SYS_RESOURCE."""
-    match = re.search(rb"^Max locked memory +(\S+)", _read(f"/proc/{pid}/limits"), re.MULTILINE)
-    return None if not match or match[1] == b"unlimited" else int(match[1])
+    """The soft RLIMIT_MEMLOCK of a process; None for no limit."""
+    try:
+        soft = resource.prlimit(pid, resource.RLIMIT_MEMLOCK)[0]
+    except PermissionError:  # another user's, and no CAP_SYS_RESOURCE: root may not have it in a container
+        match = re.search(rb"^Max locked memory +(\S+)", _read(f"/proc/{pid}/limits"), re.MULTILINE)
+        return None if not match or match[1] == b"unlimited" else int(match[1])
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def mapped_ranges(pid: int, device: int) -> list[tuple[int, int, int]]:

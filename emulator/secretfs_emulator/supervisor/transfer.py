@@ -116,7 +116,10 @@ def io_submit(call: Call) -> Answer:
     pointers = target.memory(call.pid, call.arguments[2], number * 8) or b""
     for (pointer,) in struct.iter_unpack("=Q", pointers):
         request = target.memory(call.pid, pointer, _IOCB.size)
-        if request is not None and call.secret_at(_IOCB.unpack(request)[0]) is not None:
+        if request is None:
+            return CONTINUE
+        (fd,) = _IOCB.unpack(request)
+        if fd in call.session.window and call.secret_at(fd) is not None:
             return fail(errno.EINVAL)
     return CONTINUE
 
