@@ -91,8 +91,8 @@ static enum kind map_best(char *start, size_t size)
 	if (!emulator_works || pages_map(start, size, KIND_EMULATOR))
 		return KIND_NONE;
 	if (kernel_works && !said++)
-		say("the kernel gave no secret memory this time (no descriptor was left, or the size of files is limited): "
-		    "memory of the emulator is used in its place");
+		say("the kernel gave no secret memory this time (the size of files is limited, or a sandbox refused): memory "
+		    "of the emulator is used in its place");
 	return KIND_EMULATOR;
 }
 
