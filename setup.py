@@ -42,10 +42,10 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-PRELOAD = ["api", "bindings", "cgroup", "config", "files", "foreign", "heap", "loaded", "lock", "memory", "openssl"]
-PRELOAD += ["pages", "replaced", "sandbox", "secureheap", "spans", "toolkits"]
-PRELOAD_HEADERS = ["areas", "bindings", "cgroup", "config", "foreign", "heap", "loaded", "memory", "pages", "secretfs"]
-PRELOAD_HEADERS += ["spans", "toolkits"]
+PRELOAD = ["api", "bindings", "cgroup", "config", "files", "foreign", "forks", "heap", "loaded", "lock", "memory"]
+PRELOAD += ["openssl", "pages", "replaced", "sandbox", "secureheap", "spans", "toolkits"]
+PRELOAD_HEADERS = ["api", "areas", "bindings", "cgroup", "config", "files", "foreign", "heap", "loaded"]
+PRELOAD_HEADERS += ["memory", "pages", "secretfs", "spans", "toolkits"]
 
 
 def library(

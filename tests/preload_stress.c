@@ -5,6 +5,8 @@
  * libc's functions, as sanitizers do themselves.
  */
 #include "config.h"
+#include "files.h"
+#include "foreign.h"
 #include "heap.h"
 #include "memory.h"
 #include "toolkits.h"
@@ -25,6 +27,14 @@ void toolkits_look(void)
 }
 
 void toolkits_in_child(void)
+{
+}
+
+void files_in_child(void)
+{
+}
+
+void foreign_start(void)
 {
 }
 

@@ -22,6 +22,8 @@ from preloadscripts import HELPERS
 
 from secretfs.preload import LIBRARY
 
+PRELOAD = os.environ.get("SECRETFS_TEST_PRELOAD", LIBRARY)
+"""What LD_PRELOAD is set to: the installed library, or another build of it behind a sanitizer's."""
 WORKERS = 3
 PYTHON = """
 import socket, ssl
@@ -49,7 +51,7 @@ def preloaded(backend: str = "auto", **more: str) -> dict[str, str]:
     if backend == "kernel" and not have_secretmem():
         pytest.skip("memfd_secret: the kernel has none here")
     variables = {f"SECRETFS_PRELOAD_{name}": value for name, value in more.items()}
-    return {**clean_environment(), "LD_PRELOAD": LIBRARY, "SECRETFS_BACKEND": backend, **variables}
+    return {**clean_environment(), "LD_PRELOAD": PRELOAD, "SECRETFS_BACKEND": backend, **variables}
 
 
 def make_key(folder: Path) -> Path:
@@ -83,6 +85,8 @@ def found_in(pid: int, wanted: dict[str, bytes]) -> set[str]:
             if "r" not in line.split()[1]:
                 continue  # reserved addresses: gigabytes of nothing
             start, end = (int(word, 16) for word in line.split()[0].split("-"))
+            if end - start > 1 << 32:
+                continue  # what a sanitizer has reserved
             with suppress(OSError, OverflowError):
                 memory.seek(start)
                 content = memory.read(end - start)

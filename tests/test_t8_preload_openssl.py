@@ -104,7 +104,8 @@ def test_in_use_before(old: Path, tmp_path: Path) -> None:
     """
     (libssl,) = old.parent.glob("libssl-*.so.1.1")
     (tmp_path / "early.c").write_text(
-        "void *BN_new(void);\nvoid *number;\n__attribute__((constructor)) static void early(void) { number = BN_new(); }\n"
+        "void *BN_new(void);\nvoid *number;\n"
+        "__attribute__((constructor)) static void early(void) { number = BN_new(); }\n"
     )
     early = tmp_path / "early.so"
     words = ["gcc", "-shared", "-fPIC", "-o", early, tmp_path / "early.c", libssl, old, f"-Wl,-rpath,{old.parent}"]
@@ -154,7 +155,7 @@ def test_linked_in(options: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_too_old(tmp_path: Path) -> None:
-    """A program with an OpenSSL older than 1.1.1 does not run, or runs without protection of it if that is asked for."""
+    """A program with an OpenSSL older than 1.1.1 does not run, or without protection of it if that is asked for."""
     (tmp_path / "old.c").write_text("int CRYPTO_set_mem_functions(void) { return 1; }\n")
     library = tmp_path / "libcrypto.so.1.0.0"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "old.c"], check=True)

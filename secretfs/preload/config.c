@@ -2,7 +2,9 @@
 #define _GNU_SOURCE
 #include "config.h"
 
+#include "api.h"
 #include "cgroup.h"
+#include "files.h"
 #include "foreign.h"
 #include "heap.h"
 #include "memory.h"
@@ -150,6 +152,7 @@ static void read_environment(void)
 
 static void before_fork(void)
 {
+	api_before_fork();
 	heap_before_fork();
 	areas_before_fork();
 }
@@ -158,6 +161,7 @@ static void in_parent(void)
 {
 	areas_in_parent();
 	heap_after_fork(0);
+	api_after_fork(0);
 }
 
 static void in_child(void)
@@ -165,6 +169,8 @@ static void in_child(void)
 	spans_trim();
 	areas_in_child();
 	heap_after_fork(1);
+	api_after_fork(1);
+	files_in_child();
 	toolkits_in_child();
 }
 

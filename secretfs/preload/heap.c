@@ -207,6 +207,8 @@ void heap_free(void *memory)
 		give_up(134, "memory was freed that was never allocated, or twice");
 	if (!cache.registered)
 		get_ready();
+	if (cache.count[class] && cache.pieces[class][cache.count[class] - 1] == memory)
+		give_up(134, "memory was freed that was never allocated, or twice");
 	explicit_bzero(memory, classes[class].size);
 	if (cache.count[class] >= classes[class].kept)
 		flush(class);
@@ -243,8 +245,8 @@ void *secret_malloc(size_t size)
 {
 	void *memory = heap_alloc(size);
 
-	if (memory)
-		return memory;
+	if (memory || size > secretfs_range)
+		return memory; /* what can never be had is the caller's mistake, and no reason to end the program */
 	exhausted(size);
 	return calloc(1, size);
 }

@@ -137,7 +137,7 @@ void *CRYPTO_aligned_alloc(size_t size, size_t alignment, void **freeptr, HERE)
 
 	UNUSED;
 	*freeptr = NULL;
-	if (!size || alignment & (alignment - 1) || size + alignment < size)
+	if (!size || !alignment || alignment & (alignment - 1) || size + alignment < size)
 		return NULL;
 	memory = allocate(size + alignment);
 	*freeptr = memory;

@@ -114,13 +114,17 @@ static void set_tasn1(void *library)
 	bindings_change(library, bindings, 3);
 }
 
+static int is_inside(const struct object *object, const void *address)
+{
+	return (uintptr_t)address >= object->start && (uintptr_t)address < object->end;
+}
+
 /* A function of an object's own, and not one of a library that it uses. */
 static void *own_function(const struct object *object, void *library, const char *name)
 {
 	void *const function = dlsym(library, name);
-	const uintptr_t address = (uintptr_t)function;
 
-	return address >= object->start && address < object->end ? function : NULL;
+	return is_inside(object, function) ? function : NULL;
 }
 
 /* Whether what this OpenSSL allocates comes from us: it is asked for a number. */
@@ -182,7 +186,7 @@ static void look_at(const struct object *object)
 	void *(*const open)(const char *, int) = (void *(*)(const char *, int))next_function("dlopen");
 	void *const library = open ? open(object->path[0] ? object->path : NULL, RTLD_LAZY | RTLD_NOLOAD) : NULL;
 
-	if (!library || is_library(object, "libsecretfs"))
+	if (!library || is_inside(object, (void *)toolkits_look))
 		return;
 	if (config.toolkits & OPENSSL)
 		look_for_openssl(object, library);
