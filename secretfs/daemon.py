@@ -6,6 +6,7 @@ It is forked by `mount.py` from a hardened parent and talks to it over one socke
                        {"ready": {...}}     the kernel has been answered; what the person who mounts is told
                        {"failed": {...}}    it gives up, and why
                        {"detach": true}     a signal came: please unmount; answered by one byte
+                       {"ended": N}         it has wiped everything, and will exit with N
     end of file: the daemon is gone, however that came about.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 
 from secretfs import attach, budget, cgroup, libc, registry
 from secretfs.area import wipe_all
+from secretfs.confine import confine
 from secretfs.errors import BackendUnavailable, LimitError, SecretFSError, TracedError, UsageError
 from secretfs.filesystem import Filesystem
 from secretfs.interface import Guarantees
@@ -163,11 +165,16 @@ class _Mount:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends or a signal comes."""
         from secretfs.fuse import STATUS, Operations
 
+        counts = self._session.name_counts()
+        if counts is not None:
+            self._filesystem.watch_names(counts)
         operations = Operations(
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
             ready=self._ready, shim=self._session.loaded(), fast=self._session.fast_files(),
         )  # fmt: skip
+        for failure in confine():
+            log.warning("%s", failure)
         self._session.serve(fd, operations, lambda: _ask_to_detach(self._channel))
 
     def close(self) -> None:

@@ -7,6 +7,7 @@
 A process has one tracer at most, so gdb, strace, gcore, py-spy and injected code are refused (EPERM). Whoever kills one
 of the two has killed both (PTRACE_O_EXITKILL), and the parent unmounts. The daemon asks to be traced, which its being
 undumpable does not forbid; the guard, which holds no secret, is dumpable for the moment in which the daemon seizes it.
+So the guard never outlives the daemon, and cannot tell how that ended: the daemon tells the parent itself.
 
 The guard has every signal blocked: one that came would stop it, and the daemon, which waits for it, with it. It hands
 on the daemon's signals, but for SIGSTOP: a guarded daemon cannot be stopped.
@@ -25,7 +26,7 @@ from secretfs.errors import TracedError
 
 __all__ = ["run"]
 
-_TRACEME, _CONT, _DETACH, _SETOPTIONS, _SEIZE, _INTERRUPT = 0, 7, 17, 0x4200, 0x4206, 0x4207
+_TRACEME, _CONT, _SETOPTIONS, _SEIZE = 0, 7, 0x4200, 0x4206
 _TRACECLONE, _EXITKILL = 0x8, 0x100000
 _WALL = 0x40000000
 _QUIET = (signal.SIGSTOP, signal.SIGTRAP)
@@ -33,7 +34,7 @@ _QUIET = (signal.SIGSTOP, signal.SIGTRAP)
 
 
 def run(serve: Callable[[TracedError | None], int], channel: int) -> int:
-    """Be the guard of a forked daemon until its end, and return its exit code.
+    """Be the guard of a forked daemon until its end, and return an exit code where that could not be guarded.
 
     Args:
         serve: what the daemon does; it gets the reason if the two could not be made to trace each other.
@@ -57,7 +58,7 @@ def run(serve: Callable[[TracedError | None], int], channel: int) -> int:
 
 
 def _guarded(serve: Callable[[TracedError | None], int], ready: int) -> int:
-    """The daemon: be traced, trace, serve, and let the guard go so that it can tell the exit code."""
+    """The daemon: be traced, trace, serve."""
     guard = os.getppid()
     try:
         libc.ptrace(_TRACEME, 0, 0, 0)
@@ -67,12 +68,7 @@ def _guarded(serve: Callable[[TracedError | None], int], ready: int) -> int:
         os.close(ready)
         return serve(_refused(error))
     os.close(ready)
-    code = serve(None)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # SIGCHLD would stop us until the guard goes on
-    libc.ptrace(_INTERRUPT, guard, 0, 0)
-    os.waitpid(guard, _WALL)
-    libc.ptrace(_DETACH, guard, 0, 0)
-    return code
+    return serve(None)
 
 
 def _refused(error: OSError) -> TracedError:
@@ -98,10 +94,8 @@ def _hand_on(pid: int) -> int:
     """Let the daemon and its threads go on after each stop, until it ends."""
     while True:
         stopped, status = os.waitpid(-1, _WALL)
-        if stopped == pid and os.WIFEXITED(status):
-            return os.WEXITSTATUS(status)
-        if stopped == pid and os.WIFSIGNALED(status):
-            os._exit(1)
+        if stopped == pid and not os.WIFSTOPPED(status):
+            return os.waitstatus_to_exitcode(status) & 0xFF
         if os.WIFSTOPPED(status):
             number = os.WSTOPSIG(status)
             with contextlib.suppress(ProcessLookupError):  # killed in the meantime

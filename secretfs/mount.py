@@ -11,6 +11,7 @@ has given up its privileges may not.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -23,7 +24,7 @@ from typing import Any
 
 from secretfs import attach, budget, daemon, guard, mountinfo
 from secretfs.daemon import MountOptions
-from secretfs.errors import MountError, SecretFSError
+from secretfs.errors import MountError, SecretFSError, TracedError
 from secretfs.mountpoint import open_mountpoint
 from secretfs.process import close_descriptors, harden, leave_terminal, log_to, notify_ready
 from secretfs.quoting import printable, quoted
@@ -133,6 +134,7 @@ class _Parent:
         self._channel, self._child = _fork_daemon(options)
         self._daemon = self._child
         """What signals are for; with a guard it is a grandchild."""
+        self._ended: int | None = None
 
     def live(self) -> int:
         """Mount, serve, unmount."""
@@ -184,6 +186,8 @@ class _Parent:
             message = self._receive()
             if message is None:
                 return
+            if "ended" in message:
+                self._ended = message["ended"]
             if "detach" in message:
                 self._detach()
                 self._channel.send(b"+")
@@ -196,15 +200,15 @@ class _Parent:
         while True:
             channel = self._channel.fileno()
             readable, _, _ = select.select([channel, self._wake], [], [])
-            if self._wake in readable and any(number in ENDING for number in os.read(self._wake, 64)):
-                return {"signal": True}
-            if channel in readable:
+            if channel in readable:  # first: a mount that is ready is not one that was stopped before it was
                 try:
                     message = self._channel.recv(65536)
                 except ConnectionResetError:
                     message = b""
                 decoded: dict[str, Any] | None = json.loads(message) if message else None
                 return decoded
+            if any(number in ENDING for number in os.read(self._wake, 64)):
+                return {"signal": True}
 
     def _mounted(self) -> mountinfo.Mount | None:
         """Our mount, wherever it was moved to."""
@@ -224,6 +228,8 @@ class _Parent:
         """Close the channel, which ends a daemon that still waits for its descriptor, and return how it ended."""
         self._channel.close()
         _, status = os.waitpid(self._child, 0)
+        if self._ended is not None:  # its guard is always killed
+            return self._ended
         if os.WIFSIGNALED(status):
             log.error("the daemon was killed by %s", signal.Signals(os.WTERMSIG(status)).name)
             return 1
@@ -243,10 +249,17 @@ def _fork_daemon(options: MountOptions) -> tuple[socket.socket, int]:
             signal.signal(number, signal.SIG_DFL)
         ours.close()
         close_descriptors(theirs.fileno())
-        serve = functools.partial(daemon.run, options, theirs)
-        code = guard.run(serve, theirs.fileno()) if options.guard else serve()
+        serve = functools.partial(_serve, options, theirs)
+        code = guard.run(serve, theirs.fileno()) if options.guard else serve(None)
     finally:
         os._exit(code)
+
+
+def _serve(options: MountOptions, channel: socket.socket, unguarded: TracedError | None) -> int:
+    code = daemon.run(options, channel, unguarded)
+    with contextlib.suppress(OSError):  # the parent is gone
+        daemon.send(channel, ended=code)
+    return code
 
 
 def _wake_on_signals() -> int:
