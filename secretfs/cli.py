@@ -124,6 +124,7 @@ def build_parser(*, foreign: bool = True) -> argparse.ArgumentParser:
     audit.add_argument(
         "--machine", action="store_true", help="also a core dump, swap, /proc/kcore: changes settings for a moment"
     )
+    audit.add_argument("--guard", action="store_true", help="attack a mount that was made with --guard")
     if foreign:
         _add_foreign(every)
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
@@ -165,6 +166,9 @@ def _add_mount(every: Any) -> None:
     )
     mount.add_argument(
         "--force", action="store_true", help="accept a mountpoint that is not empty, or not safe from others"
+    )
+    mount.add_argument(
+        "--guard", action="store_true", help="let nobody trace the daemon, root included (no gdb, strace, py-spy)"
     )
     mount.add_argument("--foreground", action="store_true", help="stay, log to stderr, end at SIGTERM or Ctrl-C")
 

@@ -191,7 +191,7 @@ def audit(arguments: argparse.Namespace) -> int:
     """secretfs audit."""
     from secretfs.audit.command import main
 
-    return main(as_json=arguments.json, html=arguments.html, machine=arguments.machine)
+    return main(as_json=arguments.json, html=arguments.html, machine=arguments.machine, guard=arguments.guard)
 
 
 def install_mount_helper(arguments: argparse.Namespace) -> int:

@@ -2,10 +2,11 @@
 
 It is forked by `mount.py` from a hardened parent and talks to it over one socket, a message a JSON object:
 
-    daemon -> parent   {"prepared": true}   memory is there; the parent now mounts and sends /dev/fuse's descriptor
+    daemon -> parent   {"prepared": PID}    memory is there; the parent now mounts and sends /dev/fuse's descriptor
                        {"ready": {...}}     the kernel has been answered; what the person who mounts is told
                        {"failed": {...}}    it gives up, and why
                        {"detach": true}     a signal came: please unmount; answered by one byte
+                       {"ended": N}         it has wiped everything, and will exit with N
     end of file: the daemon is gone, however that came about.
 """
 
@@ -23,7 +24,7 @@ from typing import Any
 from secretfs import attach, budget, cgroup, libc, registry
 from secretfs.area import wipe_all
 from secretfs.confine import confine
-from secretfs.errors import BackendUnavailable, LimitError, SecretFSError, UsageError
+from secretfs.errors import BackendUnavailable, LimitError, SecretFSError, TracedError, UsageError
 from secretfs.filesystem import Filesystem
 from secretfs.interface import Guarantees
 from secretfs.quoting import one_line
@@ -53,6 +54,7 @@ class MountOptions:
     cached: bool = False
     spin: int | None = None
     force: bool = False
+    guard: bool = False
     flags: tuple[str, ...] = ()
     """Words of attach.FLAGS, beyond nodev and nosuid."""
     source: str = "secretfs"
@@ -68,8 +70,11 @@ def send(channel: socket.socket, **message: Any) -> None:
     channel.send(json.dumps(message).encode())
 
 
-def run(options: MountOptions, channel: socket.socket) -> int:
-    """Be the daemon of one mount until its end, and return an exit code."""
+def run(options: MountOptions, channel: socket.socket, unguarded: TracedError | None = None) -> int:
+    """Be the daemon of one mount until its end, and return an exit code; give up if it was to be guarded and is not."""
+    if unguarded is not None:
+        _give_up(channel, unguarded)
+        return unguarded.exit_code
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # let in while serving only: wiping must not be interrupted
     try:
         mount = _Mount(options, channel)
@@ -81,7 +86,7 @@ def run(options: MountOptions, channel: socket.socket) -> int:
         _give_up(channel, SecretFSError(f"the mount could not be prepared: {what}", hint="this is a bug: report it"))
         return SecretFSError.exit_code
     try:
-        send(channel, prepared=True)
+        send(channel, prepared=os.getpid())
         _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
         if not descriptors:
             return 0  # the parent could not mount and has said so

@@ -42,6 +42,7 @@ __all__ = [
     "mremap",
     "munmap",
     "proc_status",
+    "ptrace",
     "read_own_page",
     "reserve",
     "seccomp_filter",
@@ -112,6 +113,7 @@ _process_vm_readv = _declare(
     "process_vm_readv", ctypes.c_ssize_t, _int, _pointer, ctypes.c_ulong, _pointer, ctypes.c_ulong, ctypes.c_ulong
 )
 
+_ptrace = _declare("ptrace", _long, _long, _long, _pointer, _pointer)
 _vmsplice = _declare("vmsplice", ctypes.c_ssize_t, _int, _pointer, ctypes.c_ulong, ctypes.c_uint)
 
 
@@ -242,6 +244,13 @@ def splice_own_page(address: int) -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def ptrace(request: int, pid: int, address: int, data: int) -> int:
+    """ptrace(2). What PTRACE_PEEKDATA reads is the result too, so that -1 without an errno is a value."""
+    ctypes.set_errno(0)
+    result: int = _ptrace(request, pid, address, data)
+    return result if result != -1 or not ctypes.get_errno() else _check(result)
 
 
 def set_dumpable(*, dumpable: bool) -> None:

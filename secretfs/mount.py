@@ -11,6 +11,8 @@ has given up its privileges may not.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
@@ -20,9 +22,9 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from secretfs import attach, budget, daemon, mountinfo
+from secretfs import attach, budget, daemon, guard, mountinfo
 from secretfs.daemon import MountOptions
-from secretfs.errors import MountError, SecretFSError
+from secretfs.errors import MountError, SecretFSError, TracedError
 from secretfs.mountpoint import open_mountpoint
 from secretfs.process import close_descriptors, harden, leave_terminal, log_to, notify_ready
 from secretfs.quoting import printable, quoted
@@ -129,7 +131,10 @@ class _Parent:
         self._directory, self._path = open_mountpoint(options.path, force=options.force)
         budget.require_memory()
         self._wake = _wake_on_signals()
-        self._channel, self._daemon = _fork_daemon(options)
+        self._channel, self._child = _fork_daemon(options)
+        self._daemon = self._child
+        """What signals are for; with a guard it is a grandchild."""
+        self._ended: int | None = None
 
     def live(self) -> int:
         """Mount, serve, unmount."""
@@ -146,7 +151,7 @@ class _Parent:
         return code if not self._mounted() else 1
 
     def _start(self) -> None:
-        self._expect("prepared")
+        self._daemon = self._expect("prepared")
         try:
             device = attach.attach(
                 self._directory, self._path, source=self._options.source, allow_other=self._options.allow_other,
@@ -181,12 +186,14 @@ class _Parent:
             message = self._receive()
             if message is None:
                 return
+            if "ended" in message:
+                self._ended = message["ended"]
             if "detach" in message:
                 self._detach()
                 self._channel.send(b"+")
             if "signal" in message:
                 self._detach()
-                os.kill(self._daemon, signal.SIGTERM)  # our own child, not reaped yet: the pid is surely its
+                os.kill(self._daemon, signal.SIGTERM)  # not reaped yet by us or its guard: the pid is surely its
 
     def _receive(self) -> dict[str, Any] | None:
         """The next message of the daemon's, {"signal": true} after a signal, or None when the daemon is gone."""
@@ -220,7 +227,9 @@ class _Parent:
     def _reap(self) -> int:
         """Close the channel, which ends a daemon that still waits for its descriptor, and return how it ended."""
         self._channel.close()
-        _, status = os.waitpid(self._daemon, 0)
+        _, status = os.waitpid(self._child, 0)
+        if self._ended is not None:  # its guard is always killed
+            return self._ended
         if os.WIFSIGNALED(status):
             log.error("the daemon was killed by %s", signal.Signals(os.WTERMSIG(status)).name)
             return 1
@@ -240,9 +249,17 @@ def _fork_daemon(options: MountOptions) -> tuple[socket.socket, int]:
             signal.signal(number, signal.SIG_DFL)
         ours.close()
         close_descriptors(theirs.fileno())
-        code = daemon.run(options, theirs)
+        serve = functools.partial(_serve, options, theirs)
+        code = guard.run(serve, theirs.fileno()) if options.guard else serve(None)
     finally:
         os._exit(code)
+
+
+def _serve(options: MountOptions, channel: socket.socket, unguarded: TracedError | None) -> int:
+    code = daemon.run(options, channel, unguarded)
+    with contextlib.suppress(OSError):  # the parent is gone
+        daemon.send(channel, ended=code)
+    return code
 
 
 def _wake_on_signals() -> int:

@@ -52,7 +52,7 @@ VALUES: dict[str, Callable[[str], Any]] = {
     "mode": parse_mode,
     "spin": parse_microseconds,
 }
-FLAGS = frozenset({"allow_other", "allow_dev", "allow_suid", "cached", "force"})
+FLAGS = frozenset({"allow_other", "allow_dev", "allow_suid", "cached", "force", "guard"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,15 +20,15 @@ from secretfs.audit.command import main
 from secretfs.audit.table import TABLE
 wanted = sys.argv[2].split(",")
 attacks = [attack for attack in TABLE if attack.name in wanted]
-sys.exit(main(as_json=True, html=None, machine=sys.argv[1] == "machine", attacks=attacks))
+sys.exit(main(as_json=True, html=None, machine=False, guard=sys.argv[1] == "guard", attacks=attacks))
 """
 
 
 def some(
-    *names: str, box: dict[str, Any] | None = None, machine: bool = False, env: dict[str, str] | None = None
+    *names: str, box: dict[str, Any] | None = None, guard: bool = False, env: dict[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
     """The exit code and the JSON of an audit with these attacks only."""
-    words = [sys.executable, "-B", "-c", _SOME, "machine" if machine else "", ",".join(names)]
+    words = [sys.executable, "-B", "-c", _SOME, "guard" if guard else "", ",".join(names)]
     command = words if box is None else in_box(words, **box)
     done = subprocess.run(
         command, env={**clean_environment(), **(env or {})}, capture_output=True, text=True, timeout=PATIENCE,

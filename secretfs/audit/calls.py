@@ -22,7 +22,6 @@ __all__ = [
     "pidfd_getfd",
     "prctl",
     "process_madvise",
-    "ptrace",
     "read_process",
     "swapoff",
     "swapon",
@@ -40,7 +39,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _long, _pointer, _size = ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t
 _libc.syscall.restype = _long
 for _name, _result, _arguments in (
-    ("ptrace", _long, (_long, _long, _pointer, _pointer)),
     ("process_vm_readv", _long, (ctypes.c_int, _pointer, _long, _pointer, _long, _long)),
     ("vmsplice", _long, (ctypes.c_int, _pointer, _long, ctypes.c_uint)),
     ("write", _long, (ctypes.c_int, _pointer, _size)),
@@ -73,13 +71,6 @@ def _syscall(number: int, *arguments: Any) -> int:
     """syscall(2). Numbers and pointers are passed in full width."""
     words = [each if isinstance(each, (_long, _pointer)) else _long(each) for each in arguments]
     return check(_libc.syscall(_long(number), *words))
-
-
-def ptrace(request: int, pid: int, address: int, data: int) -> int:
-    """ptrace(2); what PTRACE_PEEKDATA reads comes back as any other result, so -1 with no errno is a value."""
-    ctypes.set_errno(0)
-    result: int = _libc.ptrace(request, pid, address, data)
-    return result if result != -1 or not ctypes.get_errno() else check(result)
 
 
 def read_process(pid: int, address: int, buffer: bytearray) -> int:

@@ -17,10 +17,12 @@ from secretfs.errors import SecretFSError
 __all__ = ["main"]
 
 
-def main(*, as_json: bool, html: str | None, machine: bool, attacks: Sequence[Attack] = TABLE) -> int:
+def main(
+    *, as_json: bool, html: str | None, machine: bool, guard: bool = False, attacks: Sequence[Attack] = TABLE
+) -> int:
     """Run an audit; 0 if every claim held, else 1."""
     file = None if html is None else _open(html)  # before three minutes were spent
-    audit = engine.run(attacks, machine=machine, progress=_progress)
+    audit = engine.run(attacks, machine=machine, guard=guard, progress=_progress)
     if file is not None:
         with os.fdopen(file, "w", encoding="utf-8") as report:
             report.write(page(audit))

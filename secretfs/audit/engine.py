@@ -29,26 +29,34 @@ _NO_REFUSAL = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENO
 Progress = Callable[[int, int, str], None]
 
 
-def run(attacks: Sequence[Attack], *, machine: bool, progress: Progress) -> Audit:
+def run(attacks: Sequence[Attack], *, machine: bool, progress: Progress, guard: bool = False) -> Audit:
     """Try everything.
 
     Args:
         attacks: the rows.
         machine: also those of the group "machine", which change settings of the machine for a moment.
+        guard: attack a mount that was made with --guard.
         progress: is told how many of how many cells are done, and what comes next.
     """
     with Undo() as undo, contextlib.ExitStack() as stack:
-        return _Run(attacks, machine, progress, undo, stack).run()
+        return _Run(attacks, machine, guard, progress, undo, stack).run()
 
 
 class _Run:
     """One audit at work."""
 
     def __init__(
-        self, attacks: Sequence[Attack], machine: bool, progress: Progress, undo: Undo, stack: contextlib.ExitStack
+        self,
+        attacks: Sequence[Attack],
+        machine: bool,
+        guard: bool,
+        progress: Progress,
+        undo: Undo,
+        stack: contextlib.ExitStack,
     ) -> None:
         self._audit = Audit(platform.release(), list(attacks), facts=facts())
         self._machine = machine
+        self._guard = guard
         self._progress = progress
         self._undo = undo
         self._stack = stack
@@ -106,7 +114,7 @@ class _Run:
         for uid in users():
             with contextlib.ExitStack() as stack:
                 try:
-                    target = stack.enter_context(start(subject, uid, self._undo))
+                    target = stack.enter_context(start(subject, uid, self._undo, guard=self._guard))
                     target.plant()
                 except (NotTriedError, OSError) as error:
                     reason = str(error)
@@ -119,7 +127,7 @@ class _Run:
         living = self._living(subject)  # which says what is claimed, and whether it can be tried at all
         if attack.outside is not None:
             _attacker(attack, living)
-        with start(subject, living.uid, self._undo) as target:
+        with start(subject, living.uid, self._undo, guard=self._guard) as target:
             if attack.planted:
                 target.plant()
             return self._attack(attack, target)

@@ -128,7 +128,7 @@ def users() -> list[int]:
 
 
 @contextlib.contextmanager
-def start(subject: str, uid: int, undo: Undo) -> Iterator[Target]:
+def start(subject: str, uid: int, undo: Undo, *, guard: bool = False) -> Iterator[Target]:
     """A subject, not planted yet; it is gone at the end of the block.
 
     Raises:
@@ -137,7 +137,7 @@ def start(subject: str, uid: int, undo: Undo) -> Iterator[Target]:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_folder(uid, undo))
         if subject == "mount":
-            stack.enter_context(_mounted(os.path.join(folder, "mount"), uid, undo))
+            stack.enter_context(_mounted(os.path.join(folder, "mount"), uid, undo, ["--guard"] * guard))
         launch = _exec if subject in _STARTED_BY else _fork
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -210,13 +210,14 @@ def _exec(subject: str, uid: int, folder: str, channel: socket.socket) -> tuple[
 
 
 @contextlib.contextmanager
-def _mounted(path: str, uid: int, undo: Undo) -> Iterator[None]:
+def _mounted(path: str, uid: int, undo: Undo, flags: list[str]) -> Iterator[None]:
     """A small mount of that user's."""
     os.mkdir(path, 0o700)
     if uid != os.geteuid():
         os.chown(path, uid, uid)
     with undo.unless_done("umount", path):
-        secretfs(uid, "mount", "--size", "1M", "--max-files", "64", *["--force"] * (os.geteuid() == 0), path)
+        forced = ["--force"] * (os.geteuid() == 0)
+        secretfs(uid, "mount", "--size", "1M", "--max-files", "64", *forced, *flags, path)
         try:
             yield
         finally:

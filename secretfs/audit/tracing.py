@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 
+from secretfs import libc
 from secretfs.audit import calls
 from secretfs.audit.model import NotTriedError
 from secretfs.audit.spaces import mappings
@@ -29,7 +30,7 @@ class Traced:
 
     def peek(self, address: int) -> int:
         """One word of its memory."""
-        return calls.ptrace(_PEEKDATA, self.pid, address, 0) & (1 << 64) - 1
+        return libc.ptrace(_PEEKDATA, self.pid, address, 0) & (1 << 64) - 1
 
     def call(self, number: int, *arguments: int) -> int:
         """Make it do a system call and go on as if nothing had happened; x86_64 only.
@@ -44,20 +45,20 @@ class Traced:
         changed[_RAX], changed[_ORIG_RAX], changed[_RIP] = number, (1 << 64) - 1, self._instruction()
         for register, value in zip((_RDI, _RSI, _RDX, _R10), arguments, strict=False):
             changed[register] = value
-        calls.ptrace(_SETREGS, self.pid, 0, ctypes.addressof(changed))
+        libc.ptrace(_SETREGS, self.pid, 0, ctypes.addressof(changed))
         try:
-            calls.ptrace(_SINGLESTEP, self.pid, 0, 0)
+            libc.ptrace(_SINGLESTEP, self.pid, 0, 0)
             self._wait()
             result = ctypes.c_long(self._registers()[_RAX]).value
         finally:
-            calls.ptrace(_SETREGS, self.pid, 0, ctypes.addressof(saved))
+            libc.ptrace(_SETREGS, self.pid, 0, ctypes.addressof(saved))
         if -4096 < result < 0:
             raise OSError(-result, os.strerror(-result))
         return result
 
     def _registers(self) -> ctypes.Array[ctypes.c_ulong]:
         registers = (ctypes.c_ulong * _WORDS)()
-        calls.ptrace(_GETREGS, self.pid, 0, ctypes.addressof(registers))
+        libc.ptrace(_GETREGS, self.pid, 0, ctypes.addressof(registers))
         return registers
 
     def _instruction(self) -> int:
@@ -76,11 +77,11 @@ class Traced:
             raise NotTriedError("it has ended")
 
     def __enter__(self) -> Traced:
-        calls.ptrace(_SEIZE, self.pid, 0, 0)
-        calls.ptrace(_INTERRUPT, self.pid, 0, 0)
+        libc.ptrace(_SEIZE, self.pid, 0, 0)
+        libc.ptrace(_INTERRUPT, self.pid, 0, 0)
         self._wait()
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
-            calls.ptrace(_DETACH, self.pid, 0, 0)
+            libc.ptrace(_DETACH, self.pid, 0, 0)
