@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import plot
-import runcosts
 import preloading
+import runcosts
 import smallsecrets
 from mount import FLOORS, JUDGED, REFERENCE, SHORT, TITLES
 
