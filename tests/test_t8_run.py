@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import box
@@ -267,15 +268,24 @@ def test_signals_are_passed_on() -> None:
 @pytest.mark.slow
 def test_the_command_s_own_signals_come_once() -> None:
     """kill 0 in the command reaches all its process group, us too: we do not send it once more."""
-    shell = "trap 'echo usr1' USR1; trap 'echo end; exit 0' USR2; kill -USR1 0; echo sent; while :; do read line; done"
+    first, last = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2  # these are queued, and taken in this order
+    code = f"""
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [{first}, {last}])
+os.kill(0, {first})
+print("sent", flush=True)
+while (number := signal.sigwait([{first}, {last}])) == {first}:
+    print("one", flush=True)
+"""
     with subprocess.Popen(
-        [SECRETFS, "run", "--emulate", SHELL, "-c", shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [SECRETFS, "run", "--emulate", sys.executable, "-I", "-c", code], stdout=subprocess.PIPE,
         text=True, env=clean_environment(), start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        assert [process.stdout.readline(), process.stdout.readline()] == ["usr1\n", "sent\n"]
-        process.send_signal(signal.SIGUSR2)  # passed on after what came before
-        assert process.stdout.read() == "end\n"
+        assert process.stdout.readline() == "sent\n"
+        process.send_signal(last)  # passed on after what came before
+        assert process.stdout.read() == "one\n"
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.slow
@@ -385,3 +395,32 @@ def test_children_that_are_not_waited_for() -> None:
     assert done.returncode == 0
     assert int(done.stdout.split()[1], 16) >> (signal.SIGCHLD - 1) & 1
     assert run("--emulate", "bash", "-c", "exit 6", under=bash).returncode == 6
+
+
+OLDER = {
+    "no WAIT_KILLABLE_RECV (before 5.19)": "notify._WAIT_KILLABLE = 1 << 20",
+    "no ADDFD_FLAG_SEND (before 5.14)": "notify._FLAG_SEND = 1 << 20",
+    "no SYNC_WAKE_UP (before 6.6)": "notify._SET_FLAGS = 0",
+    "no noswap (before 6.4)": """
+real = system.fsopen_tmpfs
+def older(options):
+    if "noswap" in options:
+        raise OSError(errno.EINVAL, "")
+    return real(options)
+system.fsopen_tmpfs = older
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lacking", OLDER)
+def test_older_kernels(program: str, lacking: str) -> None:
+    """What a kernel lacks (it is made to refuse it) is done in the older way."""
+    code = f"""
+import errno, sys
+from secretfs_emulator.supervisor import command, notify, system
+{OLDER[lacking]}
+sys.exit(command.main(["--emulate", {program!r}, "fork"]))
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (7, 3 * MADE, "")
