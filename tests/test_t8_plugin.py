@@ -405,13 +405,13 @@ def test_it_is_cheap() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_example() -> None:
+@pytest.mark.parametrize("words", [[], pytest.param(["--secretmem=emulated"], marks=pytest.mark.long)])
+def test_the_example(words: list[str]) -> None:
     """The suite in examples/pytest-plugin passes as it stands, and in a mode."""
     folder = Path(__file__).parents[1] / "examples" / "pytest-plugin"
-    for words in ([], ["--secretmem=emulated"]):
-        done = subprocess.run(
-            [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-c", "/dev/null", *words, "."],
-            cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False, timeout=100,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "failed" not in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-c", "/dev/null", *words, "."],
+        cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout
