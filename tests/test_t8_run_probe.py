@@ -50,6 +50,12 @@ def probe(folder: Path, request: pytest.FixtureRequest) -> Path:
     return compiled(folder / f"probe-{request.param}", *PROBE, static=request.param == "static")
 
 
+@pytest.fixture(scope="module")
+def dynamic(folder: Path) -> Path:
+    """The probe, for what does not depend on how it is linked."""
+    return compiled(folder / "probe", *PROBE)
+
+
 @cache
 def native(probe: Path, user: str | None, under: tuple[str, ...] = (), words: tuple[str, ...] = ()) -> dict[str, str]:
     """What it observes of the real kernel."""
@@ -96,48 +102,48 @@ def test_differences(probe: Path, variant: str) -> None:
     ("variant", "options"),
     [("tmpfs", "-pf"), ("user", "-Upf"), ("user", "-Ur")],
 )
-def test_in_other_namespaces(probe: Path, variant: str, options: str) -> None:
+def test_in_other_namespaces(dynamic: Path, variant: str, options: str) -> None:
     """In pid and user namespaces of their own, where numbers of processes and users mean something else, no more
     differs.
     """
     proc = ["--mount-proc"] if "p" in options else []
-    assert emulated(probe, variant, under=("unshare", options, *proc)) == documented(variant)
+    assert emulated(dynamic, variant, under=("unshare", options, *proc)) == documented(variant)
 
 
 @needs_secretmem
-def test_a_process_that_hides(probe: Path) -> None:
+def test_a_process_that_hides(dynamic: Path) -> None:
     """A process that is not dumpable hides nothing from root's supervisor: no more differs."""
-    assert emulated(probe, "tmpfs", words=("undumpable",)) == documented("tmpfs")
+    assert emulated(dynamic, "tmpfs", words=("undumpable",)) == documented("tmpfs")
 
 
 @needs_root
 @needs_secretmem
-def test_a_process_that_hides_from_its_own_user(probe: Path) -> None:
+def test_a_process_that_hides_from_its_own_user(dynamic: Path) -> None:
     """From an ordinary user's supervisor it hides its memory and mappings; what it was given, it has all the same."""
-    differing = set(emulated(probe, "user", words=("undumpable",))) - set(documented("user"))
+    differing = set(emulated(dynamic, "user", words=("undumpable",))) - set(documented("user"))
     assert {name for name in differing if not name.startswith(HIDDEN)} == set()
     assert "vm_readv.secret" in differing
 
 
 @needs_secretmem
-def test_pass_through(probe: Path) -> None:
+def test_pass_through(dynamic: Path) -> None:
     """Without --emulate, `run` leaves it to a kernel that has it: nothing differs."""
-    assert observed(finished(under_run([probe]), probe.parent)) == native(probe, None)
+    assert observed(finished(under_run([dynamic]), dynamic.parent)) == native(dynamic, None)
 
 
 @needs_secretmem
 @pytest.mark.parametrize("variant", ["tmpfs", "user"])
-def test_the_older_interface_beside_it(probe: Path, variant: str) -> None:
+def test_the_older_interface_beside_it(dynamic: Path, variant: str) -> None:
     """With --rfc2020 memfd_secret(2) is what it is without."""
-    assert emulated(probe, variant, "--rfc2020") == documented(variant)
+    assert emulated(dynamic, variant, "--rfc2020") == documented(variant)
 
 
 @needs_root
 @needs_secretmem
-def test_the_probe_is_deterministic(probe: Path) -> None:
+def test_the_probe_is_deterministic(dynamic: Path) -> None:
     """Twice on the same kernel it prints the same, at least 150 observations."""
-    first = finished([probe], probe.parent)
-    assert first == finished([probe], probe.parent)
+    first = finished([dynamic], dynamic.parent)
+    assert first == finished([dynamic], dynamic.parent)
     assert len(observed(first)) >= 150
 
 

@@ -107,6 +107,14 @@ class Call:
         """The secret behind the descriptor that is argument `index`, None if it is anything else."""
         return self.secret_at(self.number(index))
 
+    def secret_of(self, pid: int, number: int) -> Area | None:
+        """The secret behind a descriptor of another process."""
+        backing = self.session.backing
+        if backing is None or not backing.areas:
+            return None
+        found = target.file_of(pid, number)
+        return backing.areas.get((found.st_dev, found.st_ino)) if found is not None else None
+
     def secret_at(self, number: int) -> Area | None:
         """The secret behind a descriptor, None if it is anything else."""
         backing = self.session.backing

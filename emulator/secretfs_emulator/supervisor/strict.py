@@ -1,6 +1,7 @@
-"""--strict: /proc/PID/mem, which reads secret memory by pinning it, and so is EIO there.
+"""--strict: /proc/PID/mem, which reads secret memory by pinning it, and so is EIO there; /proc/PID/fd, by which no
+secret can be opened a second time (ENXIO).
 
-A process that may open one gets a descriptor at a reserved number, through which secrets cannot be read. Paths are
+A process that may open a memory gets a descriptor at a reserved number, through which secrets cannot be read. Paths are
 judged by their text, with the working directory or the directory descriptor before it: a symbolic link with another
 name is not seen through.
 """
@@ -19,8 +20,9 @@ from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
 __all__ = ["guarded", "open_path", "openat", "openat2"]
 
 _CAP_DAC_OVERRIDE, _CAP_SYS_PTRACE = 1, 19
-_YAMA = "/proc/sys/kernel/yama"
+_YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 _LONGEST_PATH = 4096
+_DESCRIPTOR = re.compile(r"(?:/proc/(self|thread-self|\d+)(?:/task/(\d+))?/fd|/dev/fd)/(\d+)")
 _MEMORY = re.compile(r"/proc/(self|thread-self|\d+)(?:/task/(\d+))?/mem")
 
 
@@ -42,9 +44,29 @@ def openat2(call: Call) -> Answer:
 
 def _judge(call: Call, directory: int | None, path: int, flags: int) -> Answer:
     text = target.string(call.pid, call.arguments[path], _LONGEST_PATH)
-    if text is None or not text.rstrip(b"/").endswith(b"mem") or flags & os.O_PATH:
+    if text is None or flags & os.O_PATH:
         return CONTINUE
-    match = _MEMORY.fullmatch(_absolute(call, directory, os.fsdecode(bytes(text))))
+    name = text.rpartition(b"/")[2]
+    if name == b"mem":
+        return _judge_memory(call, _MEMORY.fullmatch(_absolute(call, directory, text)), flags)
+    if name.isdigit() and not flags & (os.O_NOFOLLOW | os.O_DIRECTORY):
+        return _judge_descriptor(call, _DESCRIPTOR.fullmatch(_absolute(call, directory, text)))
+    return CONTINUE
+
+
+def _judge_descriptor(call: Call, match: re.Match[str] | None) -> Answer:
+    """Another open of what a descriptor is: the file of secret memory has no open."""
+    if match is None or (match[1] is None and os.readlink(f"/proc/{call.pid}/root/dev/fd") != "/proc/self/fd"):
+        return CONTINUE
+    process = call.pid if match[1] is None else _process_meant(call, match)
+    if process is None:
+        return CONTINUE
+    own = process in (call.pid, call.status.process)
+    area = call.secret_at(int(match[3])) if own else call.secret_of(process, int(match[3]))
+    return fail(errno.ENXIO) if area is not None else CONTINUE
+
+
+def _judge_memory(call: Call, match: re.Match[str] | None, flags: int) -> Answer:
     if match is None:
         return CONTINUE
     process = _process_meant(call, match)
@@ -53,7 +75,8 @@ def _judge(call: Call, directory: int | None, path: int, flags: int) -> Answer:
     return _open(call, process, flags) if _may_look(call, process) else fail(errno.EACCES)
 
 
-def _absolute(call: Call, directory: int | None, text: str) -> str:
+def _absolute(call: Call, directory: int | None, path: bytearray) -> str:
+    text = os.fsdecode(bytes(path))
     if not text.startswith("/"):
         here = "cwd" if directory in (None, -100) else f"fd/{directory}"  # AT_FDCWD
         text = os.path.join(os.readlink(f"/proc/{call.pid}/{here}"), text)
@@ -77,13 +100,21 @@ def _may_look(call: Call, process: int) -> bool:
     tracer = int(other.field(b"TracerPid") or b"0")
     if own.process == other.process or (tracer and target.Status(tracer).process == own.process):
         return True
-    if os.path.exists(_YAMA) or os.readlink(f"/proc/{call.pid}/ns/user") != os.readlink(f"/proc/{process}/ns/user"):
+    if _yama_restricts() or os.readlink(f"/proc/{call.pid}/ns/user") != os.readlink(f"/proc/{process}/ns/user"):
         return False  # more is asked for than is known here
     if own.capable(_CAP_SYS_PTRACE):
         return True
     effective = [own.field(name).split()[1] for name in (b"Uid", b"Gid")]
     its = [set(other.field(name).split()[:3]) for name in (b"Uid", b"Gid")]
     return its == [{effective[0]}, {effective[1]}] and os.stat(f"/proc/{process}/mem").st_uid == int(effective[0])
+
+
+def _yama_restricts() -> bool:
+    try:
+        with open(_YAMA, encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except FileNotFoundError:
+        return False
 
 
 def _open(call: Call, process: int, flags: int) -> Answer:
