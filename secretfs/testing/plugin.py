@@ -47,11 +47,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Start again under `secretfs run` if a mode is asked for; in that run, see to it that the mode is in force."""
     asked = config.getoption("--secretmem")
     reports = os.environ.pop("SECRETFS_TESTING_REPORTS", None)
+    current = _modes.current()
     try:
-        if _modes.current() != _modes.UNCHANGED:
-            _modes.check(_modes.parse(_modes.current()))
-        elif asked is not None:
+        if asked is not None and reports is None and _modes.parse(asked).text != current:
             _start_again(config, _modes.parse(asked))
+        elif current != _modes.UNCHANGED:
+            _modes.check(_modes.parse(current))
     except _modes.ModeError as error:
         raise pytest.UsageError(f"--{MARKER}: {error}") from None
     if reports is not None:

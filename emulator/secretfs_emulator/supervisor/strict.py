@@ -20,7 +20,7 @@ from secretfs_emulator.supervisor.notify import CONTINUE, Answer, fail
 __all__ = ["guarded", "open_path", "openat", "openat2"]
 
 _CAP_DAC_OVERRIDE, _CAP_SYS_PTRACE = 1, 19
-_YAMA = "/proc/sys/kernel/yama"
+_YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 _LONGEST_PATH = 4096
 _DESCRIPTOR = re.compile(r"(?:/proc/(self|thread-self|\d+)(?:/task/(\d+))?/fd|/dev/fd)/(\d+)")
 _MEMORY = re.compile(r"/proc/(self|thread-self|\d+)(?:/task/(\d+))?/mem")
@@ -56,8 +56,10 @@ def _judge(call: Call, directory: int | None, path: int, flags: int) -> Answer:
 
 def _judge_descriptor(call: Call, match: re.Match[str] | None) -> Answer:
     """Another open of what a descriptor is: the file of secret memory has no open."""
-    process = None if match is None else call.pid if match[1] is None else _process_meant(call, match)
-    if match is None or process is None:
+    if match is None or (match[1] is None and os.readlink(f"/proc/{call.pid}/root/dev/fd") != "/proc/self/fd"):
+        return CONTINUE
+    process = call.pid if match[1] is None else _process_meant(call, match)
+    if process is None:
         return CONTINUE
     own = process in (call.pid, call.status.process)
     area = call.secret_at(int(match[3])) if own else call.secret_of(process, int(match[3]))
@@ -98,13 +100,21 @@ def _may_look(call: Call, process: int) -> bool:
     tracer = int(other.field(b"TracerPid") or b"0")
     if own.process == other.process or (tracer and target.Status(tracer).process == own.process):
         return True
-    if os.path.exists(_YAMA) or os.readlink(f"/proc/{call.pid}/ns/user") != os.readlink(f"/proc/{process}/ns/user"):
+    if _yama_restricts() or os.readlink(f"/proc/{call.pid}/ns/user") != os.readlink(f"/proc/{process}/ns/user"):
         return False  # more is asked for than is known here
     if own.capable(_CAP_SYS_PTRACE):
         return True
     effective = [own.field(name).split()[1] for name in (b"Uid", b"Gid")]
     its = [set(other.field(name).split()[:3]) for name in (b"Uid", b"Gid")]
     return its == [{effective[0]}, {effective[1]}] and os.stat(f"/proc/{process}/mem").st_uid == int(effective[0])
+
+
+def _yama_restricts() -> bool:
+    try:
+        with open(_YAMA, encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except FileNotFoundError:
+        return False
 
 
 def _open(call: Call, process: int, flags: int) -> Answer:
