@@ -32,6 +32,8 @@ def execute(command: tuple[str, ...], mask: Iterable[int] | None = None) -> NoRe
     environment = original_environment()
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # one that comes before exec would only be noted
     if mask is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:

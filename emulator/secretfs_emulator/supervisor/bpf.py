@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 __all__ = [
@@ -32,7 +32,7 @@ ALLOW, NOTIFY, TRACE, ERRNO = 0x7FFF0000, 0x7FC00000, 0x7FF00000, 0x00050000
 """SECCOMP_RET_*. TRACE without a tracer is ENOSYS, as from a kernel without the call, and a filter further in that
 notifies outranks it; ERRNO outranks all others."""
 
-_LOAD, _RETURN, _SUBTRACT = 0x20, 0x06, 0x14  # 32 bits of struct seccomp_data, by offset
+_LOAD, _RETURN = 0x20, 0x06  # 32 bits of struct seccomp_data, by offset
 _EQUAL, _GREATER_OR_EQUAL, _ANY_BIT = 0x15, 0x35, 0x45
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _LONGEST_JUMP = 255
@@ -60,6 +60,10 @@ class Program:
     def label(self, name: str) -> None:
         """Name the next instruction."""
         self._labels[name] = len(self._code)
+
+    def fresh_label(self) -> str:
+        """A name that is not taken, for what comes later."""
+        return f"after {len(self._code)}"
 
     def load_argument(self, index: int) -> None:
         """Load the low half of an argument: descriptors and flags are no wider."""
@@ -109,9 +113,12 @@ def descriptor(*indices: int) -> Asked:
 
     def decide(program: Program, window: Window) -> None:
         for index in indices:
+            other = "allow" if index == indices[-1] else program.fresh_label()
             program.load_argument(index)
-            program.emit(_SUBTRACT, window.first)
-            program.branch(_GREATER_OR_EQUAL, window.count, "" if index != indices[-1] else "allow", "notify")
+            program.branch(_GREATER_OR_EQUAL, window.first, "", other)
+            program.branch(_GREATER_OR_EQUAL, window.first + window.count, other, "notify")
+            if index != indices[-1]:
+                program.label(other)
 
     return decide
 
@@ -162,13 +169,20 @@ def absent_for(index: int, *values: int) -> Asked:
     return decide
 
 
-def notifying(asked: Mapping[int, Asked], window: Window, architecture: int) -> bytes:
-    """The supervisor's filter: numbers of calls, and what decides about each. Other architectures are let through."""
+def notifying(
+    asked: Mapping[int, Asked], window: Window, architecture: int, *, often: Sequence[int | None] = ()
+) -> bytes:
+    """The supervisor's filter: numbers of calls, and what decides about each; those that come often are compared first.
+    Other architectures are let through.
+    """
     program = Program()
     program.emit(_LOAD, _ARCHITECTURE)
     program.equal(architecture, "", "other")
     program.emit(_LOAD, _NUMBER)
-    _search(program, sorted(asked))
+    for number in often:
+        if number is not None and number in asked:
+            program.equal(number, f"call {number}")
+    _search(program, sorted(asked.keys() - set(often)))
     program.label("other")
     program.leave(ALLOW)
     _place(program, asked, window)

@@ -122,6 +122,7 @@ def _supervise(options: Options, backing: Backing | None, table: dict[str, calls
     sessions: list[Session] = []
     by_number = calls.by_number(table)
     names = {number: name for name in table if (number := numbers.number(name)) is not None}
+    often = [numbers.number(name) for name in ("read", "write")]
     tests = {number: treatment.when for number, treatment in by_number.items()}
 
     def prepare() -> None:
@@ -145,7 +146,7 @@ def _supervise(options: Options, backing: Backing | None, table: dict[str, calls
     return launch(
         Job(
             command=options.command,
-            program=bpf.notifying(tests, window, numbers.AUDIT[platform.machine()]),
+            program=bpf.notifying(tests, window, numbers.AUDIT[platform.machine()], often=often),
             prepare=prepare,
             serve=serve,
             report=report,
