@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mounts import PATIENCE, clean_environment, have_secretmem
@@ -147,9 +148,9 @@ def reading(script: str, environment: dict[str, str]) -> Iterator[int]:
     assert program.returncode == 0
 
 
-def wait_until(server: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
+def wait_until(server: subprocess.Popen[Any], happened: Callable[[], bool], patience: float = PATIENCE) -> None:
     """Return when it has happened; fail when the server ends instead, or time is up."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     pidfd = os.pidfd_open(server.pid)
     try:
         while not happened():
