@@ -2,7 +2,7 @@
 
 Judged is CPU time (user and system) for one operation: handshakes and others of OpenSSL by threads (crypto.c), and
 openssl-speed(1) by processes. A ratio is plain / preloaded within one pair, so 0.97 means 3% more CPU time; its interval
-is a bootstrap of the median. What starting and forking costs is measured for itself, and taken off openssl speed.
+is a bootstrap of the median. What starting and forking costs is measured for itself, and taken off.
 """
 
 from __future__ import annotations

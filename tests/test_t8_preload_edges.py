@@ -323,7 +323,7 @@ def test_child_that_is_stopped_too_long(stopping: str) -> None:
 
 @needs_root
 def test_set_user_id(tmp_path: Path) -> None:
-    """A set-user-ID program that links the library heeds no variable: no unknown value ends it, no report is written."""
+    """A set-user-ID program that links the library heeds no variable: no bad value ends it, no report is written."""
     source, program, report = tmp_path / "program.c", tmp_path / "program", tmp_path / "report"
     source.write_text("void *secretfs_alloc(unsigned long);\nint main(void) { return !secretfs_alloc(100); }\n")
     library = PRELOAD.split()[-1]
@@ -371,3 +371,23 @@ def test_no_library() -> None:
     environment = {**clean_environment(), "LD_PRELOAD": "/nowhere.so"}
     alone = subprocess.run(["/bin/true"], env=environment, capture_output=True, text=True, check=False)
     assert (alone.returncode, "cannot be preloaded" in alone.stderr) == (0, True)
+
+
+def test_loaded_late() -> None:
+    """A program may load the library with dlopen(3) and use the C API."""
+    script = (
+        f"library = ctypes.CDLL('{PRELOAD.split()[-1]}')\n"
+        "memory = secret('secretfs_alloc', 100, library=library)\n"
+        "assert locked(memory)\n"
+        "secret('secretfs_free', ctypes.c_void_p(memory), library=library)\n"
+    )
+    run(script, clean_environment())
+
+
+def test_report_that_cannot_be_written(tmp_path: Path) -> None:
+    """A report that cannot be written is a warning; a path that no file can have ends the program before it starts."""
+    script = "secret('secretfs_alloc', 100)"
+    done = run(script, preloaded("emulator", REPORT=str(tmp_path / "missing" / "report")))
+    assert done.stderr.startswith("secretfs: warning: the report cannot be written to ")
+    done = run(script, preloaded("emulator", REPORT="/" + 4096 * "x"), code=125)
+    assert "SECRETFS_PRELOAD_REPORT is longer than a path can be" in done.stderr
