@@ -1,7 +1,7 @@
 """The whole preload library under sanitizers: the other tests of it once more, with real programs. Any report fails.
 
-AddressSanitizer must come first among preloaded libraries, and then its mlock(2) does nothing and its free(3) is the one
-that programs call; with UndefinedBehaviorSanitizer ours are.
+AddressSanitizer must come first among preloaded libraries, and then its mlock(2) does nothing and its free(3) is the
+one that programs call; with UndefinedBehaviorSanitizer ours are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SOURCES = sorted((HERE.parent / "secretfs" / "preload").glob("*.c"))
 FILES = sorted({*HERE.glob("test_t8_preload*.py")} - {*HERE.glob("*_sanitizers.py"), *HERE.glob("*_stress.py")})
 UNDEFINED = ("-g", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all")
 NOT_WITH_ADDRESSES = "sodium or gcrypt or cgroup or fallback or deepbind or foreign or descriptor or set_user_id"
-"""What needs mlock(2) or free(3) as said above, or little memory; what AddressSanitizer refuses or a linker would need."""
+"""What needs mlock(2) or free(3) as said above, or little memory; what AddressSanitizer refuses."""
 
 
 def build(folder: Path, options: tuple[str, ...]) -> Path:
