@@ -321,6 +321,13 @@ def test_child_that_is_stopped_too_long(stopping: str) -> None:
 # Who may say what
 
 
+def open_to_all(folder: Path) -> None:
+    """Let every user look into a folder of pytest's."""
+    for part in (folder, *folder.parents):
+        if part.name.startswith(("pytest-", "test_", "tmp")) and part != Path("/tmp"):
+            part.chmod(0o755)
+
+
 @needs_root
 def test_set_user_id(tmp_path: Path) -> None:
     """A set-user-ID program that links the library heeds no variable: no bad value ends it, no report is written."""
@@ -328,8 +335,7 @@ def test_set_user_id(tmp_path: Path) -> None:
     source.write_text("void *secretfs_alloc(unsigned long);\nint main(void) { return !secretfs_alloc(100); }\n")
     library = PRELOAD.split()[-1]
     subprocess.run(["gcc", "-o", program, source, library, f"-Wl,-rpath,{os.path.dirname(library)}"], check=True)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     environment = {**clean_environment(), "SECRETFS_BACKEND": "nonsense", "SECRETFS_PRELOAD_REPORT": str(report)}
 
     def started() -> subprocess.CompletedProcess[str]:
@@ -350,8 +356,7 @@ def test_launcher_refuses(tmp_path: Path) -> None:
     subprocess.run(["gcc", "-static", "-o", static, tmp_path / "static.c"], check=True)
     subprocess.run(["gcc", "-o", other, tmp_path / "static.c"], check=True)
     other.chmod(0o4755)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     for program, reason in ((static, "is statically linked"), (other, "is set-user-ID or set-group-ID")):
         done = subprocess.run(
             [SECRETFS, "preload", "--", program],

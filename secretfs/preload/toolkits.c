@@ -109,9 +109,10 @@ static void set_tasn1(void *library)
 {
 	static const struct binding bindings[] = {
 		{"malloc", (void *)gmp_malloc}, {"calloc", (void *)gnutls_calloc_}, {"realloc", (void *)gnutls_realloc_},
+		{"free", (void *)secret_free},
 	};
 
-	bindings_change(library, bindings, 3);
+	bindings_change(library, bindings, 4);
 }
 
 static int is_inside(const struct object *object, const void *address)
