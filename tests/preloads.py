@@ -134,13 +134,15 @@ def serving(
 
 
 @contextmanager
-def reading(script: str, environment: dict[str, str]) -> Iterator[int]:
-    """The process of a Python script that has said that it is ready and waits for the end of its input."""
+def reading(script: str, environment: dict[str, str], data: bytes = b"") -> Iterator[int]:
+    """The process of a Python script that got `data`, has said that it is ready and waits for the end of its input."""
     words = ["/usr/bin/python3", "-I", "-c", HELPERS + script]
     with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         assert program.stdin
         assert program.stdout
         try:
+            program.stdin.write(data)
+            program.stdin.flush()
             assert program.stdout.readline() == b"ready\n"
             yield program.pid
         finally:

@@ -155,12 +155,24 @@ def test_curl(tmp_path: Path, kind: str) -> None:
     assert {"prime1 little", "prime2 little"} <= found if kind == "plain" else found == set()
 
 
+def numbers_of(stored: str) -> dict[str, bytes]:
+    """48 bytes from the middle of n, d, p, q and u in both byte orders, from the file that gpg-agent keeps a key in."""
+    found = {}
+    for name in "ndpqu":
+        (digits,) = re.findall(rf"\({name} #([0-9A-F\s]+)#\)", stored)
+        number = bytes.fromhex("".join(digits.split())).lstrip(b"\0")
+        found |= {f"{name} big": number[8:56], f"{name} little": number[::-1][8:56]}
+    return found
+
+
 @needs_root
 @pytest.mark.slow
-def test_gpg_agent() -> None:
-    """A key is made and signed with by a gpg-agent whose pool is secret memory."""
+@pytest.mark.parametrize("is_preloaded", [False, True])
+def test_gpg_agent(is_preloaded: bool) -> None:
+    """A key is made and signed with by a gpg-agent; its numbers are found in a plain one, and not in a preloaded one."""
+    started = preloaded("kernel") if is_preloaded else clean_environment()
     with tempfile.TemporaryDirectory(prefix="gpg-") as home:  # its sockets' path must be short
-        environment = {**preloaded("kernel"), "GNUPGHOME": home}
+        environment = {**started, "GNUPGHOME": home}
 
         def gpg(*words: str, data: str = "") -> str:
             command = ["gpg", "--batch", "--quiet", "--passphrase", "", "--pinentry-mode", "loopback", *words]
@@ -170,13 +182,16 @@ def test_gpg_agent() -> None:
             assert done.returncode == 0, done.stderr
             return done.stdout
 
-        gpg("--quick-generate-key", "somebody", "ed25519", "sign")
+        gpg("--quick-generate-key", "somebody", "rsa2048", "sign")
         try:
             assert "BEGIN PGP SIGNATURE" in gpg("--armor", "--detach-sign", data="text")
             asked = ["gpg-connect-agent", "--no-autostart", "getinfo pid", "/bye"]
             told = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout
-            (agent,) = re.findall(r"^D (\d+)$", told, re.MULTILINE)
-            assert has_secret_memory(int(agent))
+            (agent,) = map(int, re.findall(r"^D (\d+)$", told, re.MULTILINE))
+            (stored,) = Path(home, "private-keys-v1.d").iterdir()
+            found = found_in(agent, numbers_of(stored.read_text()))
+            assert has_secret_memory(agent) == is_preloaded
+            assert found == set() if is_preloaded else {"p big", "q big"} <= found
         finally:
             end = ["gpgconf", "--homedir", home, "--kill", "gpg-agent"]
             subprocess.run(end, env=clean_environment(), check=True, timeout=PATIENCE)

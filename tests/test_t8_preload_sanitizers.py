@@ -17,7 +17,9 @@ from shims import HERE, SANITIZE, WARNINGS
 SOURCES = sorted((HERE.parent / "secretfs" / "preload").glob("*.c"))
 FILES = sorted({*HERE.glob("test_t8_preload*.py")} - {*HERE.glob("*_sanitizers.py"), *HERE.glob("*_stress.py")})
 UNDEFINED = ("-g", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all")
-NOT_WITH_ADDRESSES = "sodium or gcrypt or cgroup or fallback or deepbind or foreign or descriptor or set_user_id or freed_twice"
+NOT_WITH_ADDRESSES = (
+    "sodium or gcrypt or cgroup or fallback or deepbind or foreign or descriptor or set_user_id or freed_twice"
+)
 """What needs mlock(2) or free(3) as said above, or little memory; what AddressSanitizer refuses."""
 
 
