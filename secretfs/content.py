@@ -133,7 +133,7 @@ class Content:
         if size < self.size:
             self._cut_head(size)
             self._cut_runs(size)
-            self._data_end = min(self._data_end, round_up(size, SLOT))
+            self._data_end = min(self._data_end, round_up(size, SLOT), self._memory_end())
             self._charge()
         self.size = size
 
@@ -163,13 +163,18 @@ class Content:
         if self.published is not None:
             self.published.revoke()
 
+    def _memory_end(self) -> int:
+        """The byte after the last one that has memory."""
+        if self._runs:
+            return self._starts[-1] * PAGE + self._runs[-1].size
+        return 0 if self._head is None else self._head.size
+
     # What it costs.
 
     def _charge(self) -> None:
         """Charge for what there is now; what is more than before has been found affordable."""
         if self._runs:
-            last = self._starts[-1] * PAGE + self._runs[-1].size
-            cost = self._pages * PAGE - max(0, last - self._data_end)
+            cost = self._pages * PAGE - max(0, self._memory_end() - self._data_end)
         else:
             cost = self._data_end if self._head is not None else 0
         self._space.charge(cost - self._charged)

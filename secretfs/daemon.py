@@ -22,6 +22,7 @@ from typing import Any
 
 from secretfs import attach, budget, cgroup, libc, registry
 from secretfs.area import wipe_all
+from secretfs.confine import confine
 from secretfs.errors import BackendUnavailable, LimitError, SecretFSError, UsageError
 from secretfs.filesystem import Filesystem
 from secretfs.interface import Guarantees
@@ -159,11 +160,16 @@ class _Mount:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends or a signal comes."""
         from secretfs.fuse import STATUS, Operations
 
+        counts = self._session.name_counts()
+        if counts is not None:
+            self._filesystem.watch_names(counts)
         operations = Operations(
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
             ready=self._ready, shim=self._session.loaded(), fast=self._session.fast_files(),
         )  # fmt: skip
+        for failure in confine():
+            log.warning("%s", failure)
         self._session.serve(fd, operations, lambda: _ask_to_detach(self._channel))
 
     def close(self) -> None:

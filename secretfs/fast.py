@@ -12,13 +12,15 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from secretfs.nodes import Node
 from secretfs.xattrs import has_capabilities
 
-__all__ = ["FILES", "PIECES", "FastFiles", "Published"]
+__all__ = ["FILES", "PIECES", "FastFiles", "NameCounts", "Published"]
 
 FILES = 1024
+NAMES = 1 << 20
 PIECES = 16
 DEFERRED = 256
 NANO = 10**9
@@ -32,6 +34,8 @@ _ENTRY = _FILE.size + PIECES * _PIECE.size
 _DEFERRED = struct.Struct("=QQQ")
 _ATTRIBUTES = struct.Struct("=QQII6Q10I")  # the inode number, struct fuse_attr_out with struct fuse_attr
 _INO = struct.Struct("=Q")
+FULL = 0xFF
+"""A count that is not trusted any more."""
 
 
 class Published:
@@ -119,3 +123,40 @@ class FastFiles:
     def revoke_attributes(self) -> None:
         """Take them back, before a directory changes."""
         _INO.pack_into(self._attributes, 0, 0)
+
+
+class NameCounts:
+    """How many names share each place in a table, so that the shim can say that a name is surely not there.
+
+    It holds counts and no names: which place is a name's, Python's hash says, whose key is new in every process.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        """Count in `library`, which from now on answers. Where Python's hash cannot be called from C it never does."""
+        self._counts = memoryview((ctypes.c_uint8 * NAMES).in_dll(library, "secretfs_names")).cast("B")
+        call = _hash_of_bytes()
+        if call is not None:
+            ctypes.c_void_p.in_dll(library, "secretfs_hash_name").value = ctypes.cast(call, ctypes.c_void_p).value
+
+    def added(self, directory: int, name_hash: int) -> None:
+        """One more; a place that is full stays so."""
+        place = (name_hash + directory) % NAMES
+        if self._counts[place] < FULL:
+            self._counts[place] += 1
+
+    def removed(self, directory: int, name_hash: int) -> None:
+        """One less."""
+        place = (name_hash + directory) % NAMES
+        if self._counts[place] < FULL:
+            self._counts[place] -= 1
+
+
+def _hash_of_bytes() -> Any:
+    """The C function behind hash(bytes): Py_HashBuffer() since Python 3.14. None where there is none, or another."""
+    for name in ("Py_HashBuffer", "_Py_HashBytes"):
+        call = getattr(ctypes.pythonapi, name, None)
+        if call is not None:
+            call.restype, call.argtypes = ctypes.c_ssize_t, (ctypes.c_char_p, ctypes.c_ssize_t)
+            if all(call(probe, len(probe)) == hash(probe) for probe in (b"n", b"a name", b"n" * 255)):
+                return call
+    return None

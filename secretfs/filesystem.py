@@ -27,7 +27,7 @@ from secretfs.content import Space
 from secretfs.errors import FileError
 from secretfs.heap import Heap
 from secretfs.interface import Backend
-from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
+from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, NameWatcher, Node, NodeEntry, Tree
 from secretfs.pages import PagePool
 from secretfs.plaintext import Plaintext
 from secretfs.rules import AccessTimes, Caller, Changes, Statistics, check_replaceable, drop_privileges
@@ -74,6 +74,10 @@ class Filesystem:
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next_handle = 1
         self.access_times = AccessTimes(flags)
+
+    def watch_names(self, watcher: NameWatcher) -> None:
+        """Tell `watcher` of every name in every directory. To be called before there is one."""
+        self._tree.watcher = watcher
 
     def known(self, ino: int) -> Node | None:
         """The node with that number, or None."""
@@ -231,9 +235,9 @@ class Filesystem:
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Node]:
         """Create a regular file and open it; one that is there already is opened, unless O_EXCL forbids it."""
-        _, entry = self._tree.find(parent, name)
+        directory, entry = self._tree.find(parent, name)
         if entry is None:
-            node = self._create(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
+            node = self._create_in(directory, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
             flags &= ~os.O_TRUNC  # which takes set-user-ID bits away
         elif flags & os.O_EXCL:
             raise FileError(errno.EEXIST)
@@ -357,6 +361,9 @@ class Filesystem:
         directory, entry = self._tree.find(parent, name)
         if entry is not None:
             raise FileError(errno.EEXIST)
+        return self._create_in(directory, name, mode, caller)
+
+    def _create_in(self, directory: Node, name: bytes, mode: int, caller: Caller) -> Node:
         gid = caller.gid
         if directory.mode & stat.S_ISGID:
             gid = directory.gid

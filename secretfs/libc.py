@@ -27,6 +27,8 @@ __all__ = [
     "file_system_magic",
     "fill_random",
     "get_seals",
+    "landlock_restrict_self",
+    "landlock_version",
     "lock_limit",
     "locked_bytes",
     "madvise",
@@ -41,7 +43,9 @@ __all__ = [
     "proc_status",
     "read_own_page",
     "reserve",
+    "seccomp_filter",
     "set_dumpable",
+    "set_no_new_privs",
     "splice_own_page",
     "umount",
     "wipe",
@@ -53,7 +57,7 @@ PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x20, 0x4000
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP = 10, 11, 16
-PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
+PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 3, 4, 38
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 SECRETMEM_MAGIC = 0x5345434D
 SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
@@ -64,6 +68,9 @@ _IOV_MAX = 1024
 
 # Where memfd_secret(2) is wired. The number is the same everywhere; the architecture list is not.
 MEMFD_SECRET_NUMBERS = {"x86_64": 447, "aarch64": 447, "riscv64": 447, "s390x": 447, "loongarch64": 447}
+_SECCOMP_NUMBERS = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "loongarch64": 277, "s390x": 348}
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # everywhere
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, _LANDLOCK_CREATE_RULESET_VERSION = 1, 1, 1
 
 _libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
@@ -107,6 +114,10 @@ _vmsplice = _declare("vmsplice", ctypes.c_ssize_t, _int, _pointer, ctypes.c_ulon
 
 class _Iovec(ctypes.Structure):
     _fields_ = (("base", _pointer), ("length", _size))
+
+
+class _FilterProgram(ctypes.Structure):  # struct sock_fprog
+    _fields_ = (("length", ctypes.c_ushort), ("filter", _pointer))
 
 
 def _check(result: int) -> int:
@@ -233,6 +244,38 @@ def splice_own_page(address: int) -> None:
 def set_dumpable(*, dumpable: bool) -> None:
     """prctl(2) PR_SET_DUMPABLE: without it no core dump, and no ptrace and no /proc/PID/mem for the same user."""
     _check(_prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0))
+
+
+def set_no_new_privs() -> None:
+    """PR_SET_NO_NEW_PRIVS(2const): no program that this thread runs gets rights by set-user-ID bits or capabilities."""
+    _check(_prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def seccomp_filter(program: bytes) -> None:
+    """seccomp(2) SECCOMP_SET_MODE_FILTER in all threads; `program` is instructions of classic BPF, 8 bytes each."""
+    number = _SECCOMP_NUMBERS.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    code = ctypes.create_string_buffer(program, len(program))
+    holder = _FilterProgram(len(program) // 8, ctypes.cast(code, _pointer))
+    flags = ctypes.c_ulong(_SECCOMP_FILTER_FLAG_TSYNC)
+    if _check(_syscall(_long(number), _long(_SECCOMP_SET_MODE_FILTER), flags, ctypes.byref(holder))):
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))  # a thread, by number, could not follow
+
+
+def landlock_version() -> int:
+    """landlock_create_ruleset(2): the version of the kernel's Landlock; ENOSYS or EOPNOTSUPP without."""
+    version = ctypes.c_uint(_LANDLOCK_CREATE_RULESET_VERSION)
+    return _check(_syscall(_long(_LANDLOCK_CREATE_RULESET), None, _size(0), version))
+
+
+def landlock_restrict_self(attributes: bytes) -> None:
+    """landlock_restrict_self(2) with a struct landlock_ruleset_attr and no rules: what it handles is refused."""
+    fd = _check(_syscall(_long(_LANDLOCK_CREATE_RULESET), attributes, _size(len(attributes)), ctypes.c_uint(0)))
+    try:
+        _check(_syscall(_long(_LANDLOCK_RESTRICT_SELF), _int(fd), ctypes.c_uint(0)))
+    finally:
+        os.close(fd)
 
 
 def is_dumpable() -> bool:

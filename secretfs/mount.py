@@ -193,15 +193,15 @@ class _Parent:
         while True:
             channel = self._channel.fileno()
             readable, _, _ = select.select([channel, self._wake], [], [])
-            if self._wake in readable and any(number in ENDING for number in os.read(self._wake, 64)):
-                return {"signal": True}
-            if channel in readable:
+            if channel in readable:  # first: a mount that is ready is not one that was stopped before it was
                 try:
                     message = self._channel.recv(65536)
                 except ConnectionResetError:
                     message = b""
                 decoded: dict[str, Any] | None = json.loads(message) if message else None
                 return decoded
+            if any(number in ENDING for number in os.read(self._wake, 64)):
+                return {"signal": True}
 
     def _mounted(self) -> mountinfo.Mount | None:
         """Our mount, wherever it was moved to."""

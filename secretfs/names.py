@@ -24,12 +24,12 @@ T = TypeVar("T")
 class Entry(Generic[T]):
     """A name and what it stands for. `live` turns False when it is removed, for those who still hold it."""
 
-    __slots__ = ("_block", "_hash", "_length", "live", "value")
+    __slots__ = ("_block", "_length", "live", "name_hash", "value")
 
     def __init__(self, block: Block, length: int, name_hash: int, value: T) -> None:
         self._block = block
         self._length = length
-        self._hash = name_hash
+        self.name_hash = name_hash
         self.value = value
         self.live = True
 
@@ -82,25 +82,25 @@ class Names(Generic[T]):
         block = self._space.allocate(len(name))
         block.write(0, name)
         entry = Entry(block, len(name), hash(name), value)
-        found = self._by_hash.get(entry._hash)
+        found = self._by_hash.get(entry.name_hash)
         if found is None:
-            self._by_hash[entry._hash] = entry
+            self._by_hash[entry.name_hash] = entry
         elif isinstance(found, list):
             found.append(entry)
         else:
-            self._by_hash[entry._hash] = [found, entry]
+            self._by_hash[entry.name_hash] = [found, entry]
         self._length += 1
         return entry
 
     def remove(self, entry: Entry[T]) -> None:
         """Take `entry` out and wipe its name."""
-        found = self._by_hash[entry._hash]
+        found = self._by_hash[entry.name_hash]
         if isinstance(found, list):
             found.remove(entry)
             if len(found) == 1:
-                self._by_hash[entry._hash] = found[0]
+                self._by_hash[entry.name_hash] = found[0]
         else:
-            del self._by_hash[entry._hash]
+            del self._by_hash[entry.name_hash]
         entry.live = False
         self._length -= 1
         self._space.heap.free(entry._block)

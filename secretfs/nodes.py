@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import stat
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from secretfs.content import Content, Space
 from secretfs.errors import FileError
 from secretfs.names import NAME_MAX, Entry, Names
 
-__all__ = ["ROOT", "Attribute", "DirectoryHandle", "FileHandle", "Node", "NodeEntry", "Tree"]
+__all__ = ["ROOT", "Attribute", "DirectoryHandle", "FileHandle", "NameWatcher", "Node", "NodeEntry", "Tree"]
 
 ROOT = 1
 """The inode number of the root, as FUSE wants it."""
@@ -125,6 +125,16 @@ class DirectoryHandle:
         self.entries: list[NodeEntry] | None = None
 
 
+class NameWatcher(Protocol):
+    """Is told of every name in every directory."""
+
+    def added(self, directory: int, name_hash: int) -> None:
+        """The directory with that inode number has one more, with this hash (Entry.name_hash)."""
+
+    def removed(self, directory: int, name_hash: int) -> None:
+        """It has lost one."""
+
+
 class Tree:
     """All inodes of one file system, by number."""
 
@@ -141,6 +151,8 @@ class Tree:
         self._nodes = {root.ino: root}
         self.files = 0
         """How many inodes there are besides the root, unlinked ones that are still open included."""
+        self.watcher: NameWatcher | None = None
+        """To be set before there is a name."""
 
     @property
     def max_files(self) -> int:
@@ -216,8 +228,7 @@ class Tree:
         node = entry.value
         if node.entries:
             raise FileError(errno.ENOTEMPTY)
-        assert directory.entries is not None
-        directory.entries.remove(entry)
+        self._leave(directory, entry)
         directory.mtime = directory.ctime = now
         node.changed(now)
         if node.is_dir():
@@ -230,11 +241,9 @@ class Tree:
     def move(self, old: Node, entry: NodeEntry, new: Node, name: bytes, now: int) -> None:
         """Give what `entry` names the free name `name` in `new`, and take its old one away."""
         node = entry.value
-        assert old.entries is not None
         self._require_room(new)
-        assert new.entries is not None
-        new.entries.add(name, node)  # first what can fail
-        old.entries.remove(entry)
+        self._enter(new, name, node)  # first what can fail
+        self._leave(old, entry)
         self._moved(node, old, new)
         old.mtime = old.ctime = new.mtime = new.ctime = now
         node.changed(now)
@@ -242,9 +251,8 @@ class Tree:
     def replace(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:
         """Let `target` in `new` name what `entry` names, and take the old name away; what it named loses a link."""
         node, victim = entry.value, target.value
-        assert old.entries is not None
         target.value = node
-        old.entries.remove(entry)
+        self._leave(old, entry)
         self._moved(node, old, new)
         if victim.is_dir():
             new.nlink -= 1
@@ -305,10 +313,9 @@ class Tree:
 
     def _add_name(self, directory: Node, name: bytes, node: Node, now: int) -> None:
         self._require_room(directory)
-        assert directory.entries is not None
         if node.nlink >= MAX_LINKS or (node.is_dir() and directory.nlink >= MAX_LINKS):
             raise FileError(errno.EMLINK)
-        directory.entries.add(name, node)
+        self._enter(directory, name, node)
         directory.mtime = directory.ctime = now
         if node.is_dir():
             node.nlink = 2
@@ -316,6 +323,18 @@ class Tree:
             directory.nlink += 1
         else:
             node.nlink += 1
+
+    def _enter(self, directory: Node, name: bytes, node: Node) -> None:
+        assert directory.entries is not None
+        entry = directory.entries.add(name, node)
+        if self.watcher is not None:
+            self.watcher.added(directory.ino, entry.name_hash)
+
+    def _leave(self, directory: Node, entry: NodeEntry) -> None:
+        assert directory.entries is not None
+        directory.entries.remove(entry)
+        if self.watcher is not None:
+            self.watcher.removed(directory.ino, entry.name_hash)
 
     def _require_room(self, directory: Node) -> None:
         if directory.entries is None:

@@ -20,7 +20,7 @@ from secretfs.native.fallback import AnyShim, Fallback
 from secretfs.window import Window
 
 if TYPE_CHECKING:
-    from secretfs.fast import FastFiles
+    from secretfs.fast import FastFiles, NameCounts
     from secretfs.fuse import Operations
 
 __all__ = ["ENDING", "Session"]
@@ -96,6 +96,12 @@ class Session:
         from secretfs.fast import FastFiles
 
         return FastFiles(self._shim.library) if isinstance(self._shim, Shim) else None
+
+    def name_counts(self) -> NameCounts | None:
+        """By which the shim knows names that are not there."""
+        from secretfs.fast import NameCounts
+
+        return NameCounts(self._shim.library) if isinstance(self._shim, Shim) else None
 
     def serve(self, fd: int, operations: Operations, detach: Callable[[], None]) -> None:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends; after a signal call `detach`, then end."""

@@ -28,6 +28,7 @@ import random
 import re
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ PAGE = 4096
 CHUNK = 1 << 20
 PIECE = 8
 SHOWN = 20
+PATIENCE = 60
+"""Seconds to wait for a process to come to rest."""
 KCORE_TEXT = 0xFFFFFFFF80000000
 
 
@@ -159,7 +162,26 @@ def _what(pid: int | str, kinds: list[str] | None) -> tuple[str, list[Range]]:
     """Which file memory is read from, and which ranges of it."""
     if pid == "kcore":
         return "/proc/kcore", list(direct_map())
+    let_finish(int(pid))
     return f"/proc/{pid}/mem", [one for one in mappings(int(pid)) if not kinds or one.kind in kinds]
+
+
+def let_finish(pid: int) -> None:
+    """Wait until none of its threads runs: who has got an answer may be here before the answerer has wiped its own."""
+    end = time.monotonic() + PATIENCE
+    while pid != os.getpid() and any(state(thread) == "R" for thread in os.listdir(f"/proc/{pid}/task")):
+        if time.monotonic() > end:
+            raise TimeoutError(f"process {pid} never rests")
+        time.sleep(0.001)
+
+
+def state(thread: str) -> str:
+    """Of a process or thread: R while it runs or could (proc(5)); empty where it has ended."""
+    try:
+        with open(f"/proc/{thread}/stat", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def mappings(pid: int) -> Iterator[Range]:

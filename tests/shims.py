@@ -14,7 +14,8 @@ from pathlib import Path
 import secretfs
 
 HERE = Path(__file__).parent
-SOURCES = [HERE.parent / "secretfs" / "native" / name for name in ("shim.c", "fast.c", "registers.c", "rewrite.c")]
+NATIVE = HERE.parent / "secretfs" / "native"
+SOURCES = [NATIVE / name for name in ("shim.c", "fast.c", "absent.c", "registers.c", "rewrite.c")]
 LIBRARY = "libsecretfs-shim.so"
 WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 SANITIZE = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")

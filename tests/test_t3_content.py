@@ -135,7 +135,7 @@ class ContentMachine(RuleBasedStateMachine):
         assert self.space.heap.used == sum(head.size for head in heads)
         for content in self.files:
             assert content._head is None or not content._runs
-            assert content._head is None or content._data_end <= content._head.size
+            assert content._data_end <= content._memory_end()
 
     @invariant()
     def slack_is_zero(self) -> None:
@@ -220,6 +220,21 @@ def test_holes_cost_nothing_and_read_as_zeros(fake) -> None:
     assert (content.size, content.allocated, shared.charged) == ((1 << 40) + 1, PAGE, 64)
     assert read(content, (1 << 40) - 5, 100) == bytes(5) + b"x"
     assert read(content, 12345, 100) == bytes(100)
+
+
+@pytest.mark.parametrize("size", [100, PAGE, 2 * PAGE])
+def test_cut_within_a_hole(fake, size) -> None:
+    """Where truncate leaves nothing but a hole, the file is as a new one of that size."""
+    shared = space(fake)
+    content = Content(shared)
+    write(content, 8 * PAGE, b"x" * 5000)
+    content.truncate(size)
+    assert (content.allocated, shared.charged) == (0, 0)
+    write(content, 50, b"y")
+    assert (content.allocated, shared.charged) == (64, 64)
+    assert read(content, 0, 3 * PAGE) == bytes(50) + b"y" + bytes(size - 51)
+    write(content, 60, b"z" * 2 * PAGE)
+    assert read(content, 0, 3 * PAGE) == bytes(50) + b"y" + bytes(9) + b"z" * 2 * PAGE
 
 
 def test_cut_bytes_do_not_come_back(fake) -> None:

@@ -199,3 +199,12 @@ def test_root_finds_a_files_bytes_nowhere(mount: Mounted) -> None:
     (mount.path / "l").symlink_to(needle)
     os.setxattr(mount.path / "f", "user.a", needle.encode())
     assert needles_in(mount.daemon, needle.encode()) == []
+
+
+def test_the_daemon_is_confined(mount: Mounted) -> None:
+    """The daemon has no way to new rights, files, programs and processes; its parent has, because it must unmount."""
+    daemon, parent = proc_status(mount.daemon), proc_status(mount.parent)
+    mine = proc_status(os.getpid())
+    assert (daemon["NoNewPrivs"], daemon["Seccomp"]) == ("1", "2")
+    assert int(daemon["Seccomp_filters"]) == int(mine["Seccomp_filters"]) + 1
+    assert (parent["NoNewPrivs"], parent["Seccomp_filters"]) == (mine["NoNewPrivs"], mine["Seccomp_filters"])

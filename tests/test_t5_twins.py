@@ -54,8 +54,6 @@ def test_as_a_tmpfs(twins: Twins) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_as_a_tmpfs_for_long(twins: Twins, request: pytest.FixtureRequest) -> None:
-    """A long one. What it has found with --cached and is not settled yet: docs/differences.md, "Open"."""
-    if twins.cached:
-        request.node.add_marker(pytest.mark.xfail(reason="open: two differences of --cached, in docs/differences.md"))
+def test_as_a_tmpfs_for_long(twins: Twins) -> None:
+    """A long one."""
     compare(twins, int(os.environ.get("SECRETFS_TEST_TWINS", "300")), 60)

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from treemodel import MAX_FILES, Entry, Fail, Inode, Model
 
 from secretfs.errors import FileError
+from secretfs.fast import NAMES, NameCounts
 from secretfs.filesystem import Filesystem
 from secretfs.nodes import ROOT
 
@@ -25,6 +26,20 @@ class Caller(NamedTuple):
 ME = Caller()
 
 
+class Counts(NameCounts):
+    """The shim's table of names, without the shim."""
+
+    def __init__(self) -> None:
+        self._counts = memoryview(bytearray(NAMES))
+
+    def total(self) -> int:
+        table = bytes(self._counts)
+        return sum(count * table.count(count) for count in range(1, MAX_FILES + 2))
+
+    def says_absent(self, directory: int, name: bytes) -> bool:
+        return self._counts[(hash(name) + directory) % NAMES] == 0
+
+
 class Comparison(RuleBasedStateMachine):
     """One model and a file system per backend."""
 
@@ -33,6 +48,8 @@ class Comparison(RuleBasedStateMachine):
         self.systems = [
             Filesystem(backend, size=SIZE, max_files=MAX_FILES, uid=0, gid=0, reserve=False) for backend in backends
         ]
+        self.counts = Counts()
+        self.systems[0].watch_names(self.counts)
         self.model = Model()
         self.open: dict[int, tuple[Inode, int]] = {}  # handle -> file, flags
         self.directories: dict[int, tuple[Inode, list[tuple[bytes, Entry]] | None]] = {}
@@ -117,6 +134,14 @@ class Comparison(RuleBasedStateMachine):
             self.ask(lambda fs: fs.releasedir(handle))
 
     @invariant()
+    def no_name_is_called_absent(self) -> None:
+        """Each name that is there is counted, and no other."""
+        alive = [node for node in self.model.nodes.values() if node.kind == "d" and not node.gone]
+        names = [(node.ino, name) for node in alive for name in node.children]
+        assert not any(self.counts.says_absent(directory, name) for directory, name in names)
+        assert self.counts.total() == len(names)
+
+    @invariant()
     def accounts_are_equal(self) -> None:
         """All count the same bytes and files, within the limits; the files are the model's."""
         _, (size, used, files, max_files, _) = self.ask(lambda fs: fs.statistics())
@@ -139,6 +164,7 @@ class Comparison(RuleBasedStateMachine):
             assert list(tree._nodes) == [ROOT]
             system.close()
             assert (space.heap.locked, space.pages.locked) == (0, 0)
+        assert self.counts.total() == 0
 
     def empty(self, directory: Inode) -> None:
         """Unlink everything below."""

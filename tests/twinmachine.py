@@ -211,7 +211,9 @@ class TwinMachine(TwinBase):
     def lseek(self, user: int, pick: int, offset: int, whence: int) -> None:
         handle = self.handle(user, pick)
         code, facts = self.ask(user, "fstat", handle) if handle is not None else (-1, None)
-        if code == 0 and not (whence == os.SEEK_END and stat.S_ISDIR(facts[MODE])):  # a tmpfs refuses that
+        if code == 0 and stat.S_ISDIR(facts[MODE]):
+            offset = whence = 0  # no other place has the same meaning in both: docs/differences.md
+        if code == 0:
             self.ask(user, "lseek", handle, offset, whence)
 
     @rule(user=USER, pick=PICK)
@@ -221,6 +223,14 @@ class TwinMachine(TwinBase):
     @rule(user=USER, pick=PICK, size=FAR)
     def ftruncate(self, user: int, pick: int, size: int) -> None:
         self.on(user, pick, "truncate", size)
+
+    @rule(user=USER, pick=PICK, far=OFFSET, size=OFFSET, near=OFFSET, length=LENGTH)
+    def punch(self, user: int, pick: int, far: int, size: int, near: int, length: int) -> None:
+        """Holes are made by writing far out, cut, and written into."""
+        self.on(user, pick, "pwrite", self.data(length), far)
+        self.on(user, pick, "truncate", size)
+        self.on(user, pick, "pwrite", self.data(length), near)
+        self.on(user, pick, "pread", 70_000, 0)
 
     @rule(user=USER, pick=PICK)
     def close(self, user: int, pick: int) -> None:

@@ -89,7 +89,6 @@ class Twins:
     ) -> None:
         """Start them. `atimes`: compare the access times of regular files, which the page cache does not keep."""
         self._atimes = atimes
-        self.cached = not atimes
         self.steps = Steps()
         self._numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self.pairs = [(Agent(expected, *user), Agent(actual, *user)) for user in users]

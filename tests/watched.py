@@ -21,6 +21,8 @@ from tracing import Stopped
 from secretfs import fast, native
 
 PAGE = 4096
+LARGEST_REQUEST = (1 << 20) + 80
+"""Bytes: a write of a MiB with its struct fuse_in_header and struct fuse_write_in."""
 UNREADABLE = {"[vvar]", "[vvar_vclock]", "[vsyscall]", "/secretmem (deleted)"}
 ATTEMPTS = 5
 """The daemon answers before it comes to rest, and on a busy machine it is searched in between."""
@@ -100,7 +102,7 @@ class Watched(Mounted):
         return int.from_bytes(self.shim_variable("secretfs_written_count", 0, 4), sys.byteorder)
 
     def receive_buffer(self) -> bytes:
-        """libfuse's receive buffer.
+        """libfuse's receive buffer, as far as requests reach: behind that is what was there before malloc gave it out.
 
         It is the one piece of malloc's that is locked. Where in its first page it begins is told by malloc's header:
         the size of the piece, in the word before, with three flags in the lowest bits (malloc/malloc.c of glibc).
@@ -108,11 +110,11 @@ class Watched(Mounted):
         (where,) = (one for one in residue.mappings(self.daemon) if {"lo", "dd"} <= one.flags and "dc" not in one.flags)
         end = where.position + where.size
         first = self.read(where.position, PAGE)
-        for at in range(16, PAGE, 16):
+        for at in range(PAGE - 16, 0, -16):  # the last one: before it may be what is left of an older header
             (header,) = struct.unpack_from("N", first, at - 8)
             start, size = where.position + at, (header & ~7) - 8
             if size > 1 << 20 and -(-(start + size) // PAGE) * PAGE == end:
-                return self.read(start, size)
+                return self.read(start, min(size, LARGEST_REQUEST))
         raise AssertionError("the receive buffer was not found")
 
     def window(self) -> bytes:

@@ -39,8 +39,7 @@ uint32_t secretfs_news; /* how much there is for Python to look at */
 	((buf)->size >= sizeof(struct fuse_in_header) + sizeof(type) ? \
 		 (const type *)((const struct fuse_in_header *)(buf)->mem + 1) : NULL)
 
-/* An error here (ENOENT) means that the client was killed while it waited. */
-static void reply(int fd, uint64_t unique, void *data, size_t size)
+void secretfs_reply(int fd, uint64_t unique, void *data, size_t size)
 {
 	struct fuse_out_header head = {.len = (uint32_t)(sizeof head + size), .unique = unique};
 	struct iovec parts[] = {{&head, sizeof head}, {data, size}};
@@ -102,7 +101,7 @@ static int answer_read(int fd, const struct fuse_in_header *head, const struct f
 		return 0;
 	if (length)
 		copy(file, in->offset, in->offset + length, window->start, NULL);
-	reply(fd, head->unique, window->start, length);
+	secretfs_reply(fd, head->unique, window->start, length);
 	explicit_bzero(window->start, length);
 	return 1;
 }
@@ -135,7 +134,7 @@ static int answer_write(int fd, const struct fuse_in_header *head, const struct 
 	if (end > file->size)
 		file->size = end;
 	note_written(file);
-	reply(fd, head->unique, &out, sizeof out);
+	secretfs_reply(fd, head->unique, &out, sizeof out);
 	return 1;
 }
 
@@ -143,7 +142,7 @@ static int answer_getattr(int fd, const struct fuse_in_header *head)
 {
 	if (!secretfs_attributes.ino || secretfs_attributes.ino != head->nodeid)
 		return 0;
-	reply(fd, head->unique, &secretfs_attributes.out, sizeof secretfs_attributes.out);
+	secretfs_reply(fd, head->unique, &secretfs_attributes.out, sizeof secretfs_attributes.out);
 	return 1;
 }
 
@@ -183,13 +182,15 @@ int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secret
 	case FUSE_READ:
 	case FUSE_WRITE:
 		return answer_for_file(fd, head, buf, window);
+	case FUSE_LOOKUP:
+		return secretfs_answer_absent(fd, head, buf);
 	case FUSE_GETATTR:
 		return answer_getattr(fd, head);
 	case FUSE_RELEASE:
 		release = BODY(buf, struct fuse_release_in);
 		if (!release || !release->fh || !defer(release->fh, head->nodeid, 0))
 			return 0;
-		reply(fd, head->unique, NULL, 0);
+		secretfs_reply(fd, head->unique, NULL, 0);
 		return 1;
 	case FUSE_FORGET: /* has no reply */
 		forget = BODY(buf, struct fuse_forget_in);

@@ -37,6 +37,13 @@ struct secretfs_attributes {
 	struct fuse_attr_out out;
 };
 
+/*
+ * How many names have the same low bits of their hash, plus their directory's inode number: where that is 0, a name is
+ * surely not there. Before each new file the kernel asks whether its name is taken.
+ */
+#define SECRETFS_NAMES (1 << 20)
+#define SECRETFS_NAME_MAX 255
+
 /* A request that nobody waits for, left to Python for when it has time: a handle that was closed, or an inode forgotten. */
 struct secretfs_deferred {
 	uint64_t handle; /* 0: forgotten */
@@ -52,5 +59,11 @@ struct secretfs_window {
 
 /* Answer the request in `buf` if that can be done here: 1, or 0 where Python has to. */
 int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secretfs_window *window);
+
+/* Answer a lookup if the name is surely not there: 1, or 0 where Python has to look. */
+int secretfs_answer_absent(int fd, const struct fuse_in_header *head, const struct fuse_buf *buf);
+
+/* Send an answer. An error here (ENOENT) means that the client was killed while it waited. */
+void secretfs_reply(int fd, uint64_t unique, void *data, size_t size);
 
 #endif
