@@ -396,3 +396,19 @@ def test_report_that_cannot_be_written(tmp_path: Path) -> None:
     assert done.stderr.startswith("secretfs: warning: the report cannot be written to ")
     done = run(script, preloaded("emulator", REPORT="/" + 4096 * "x"), code=125)
     assert "SECRETFS_PRELOAD_REPORT is longer than a path can be" in done.stderr
+
+
+@pytest.mark.long
+def test_many_large_pieces() -> None:
+    """Thousands of pieces that each have an area of their own are there at the same time, also for a child."""
+    script = (
+        "made = [secret('secretfs_alloc', 33000) for _ in range(4500)]\n"
+        "assert all(made) and len(set(made)) == 4500\n"
+        "for memory in made[::100]:\n"
+        "    ctypes.memset(memory, 0x41, 33000)\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    os._exit(0 if all(ctypes.string_at(memory, 33000) == b'A' * 33000 for memory in made[::100]) else 1)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+    )
+    run(script, preloaded("kernel"))
