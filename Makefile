@@ -86,7 +86,7 @@ lab-docs: apt-lab $(STATE)/installed  ## the same guests, and what was found in 
 B ?=
 
 .PHONY: bench
-bench: apt-bench $(STATE)/installed  ## benchmarks, about ten minutes; prints tables (options: B="--parts secrets")
+bench: apt-bench $(STATE)/installed  ## benchmarks, about twenty minutes; prints tables (options: B="--parts secrets")
 	@PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -EsB benchmarks/run.py $(B)
 
 .PHONY: test-all

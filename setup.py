@@ -44,6 +44,7 @@ class AnyPython(bdist_wheel):
 
 PRELOAD = ["api", "bindings", "cgroup", "config", "files", "foreign", "forks", "heap", "loaded", "lock", "memory"]
 PRELOAD += ["openssl", "pages", "replaced", "sandbox", "secureheap", "spans", "toolkits"]
+PRELOAD_LINK = ["-Wl,-z,nodelete", "-ldl", "-lpthread"]
 PRELOAD_HEADERS = ["api", "areas", "bindings", "cgroup", "config", "files", "foreign", "heap", "loaded"]
 PRELOAD_HEADERS += ["memory", "pages", "secretfs", "spans", "toolkits"]
 
@@ -66,7 +67,7 @@ def extensions() -> list[Extension]:
         return []
     found = [
         library("libsecretfs-flush", "native", ["flush"], [], flags=[], link=[]),
-        library("libsecretfs-preload", "preload", PRELOAD, PRELOAD_HEADERS, flags=[], link=["-ldl", "-lpthread"]),
+        library("libsecretfs-preload", "preload", PRELOAD, PRELOAD_HEADERS, flags=[], link=PRELOAD_LINK),
     ]
     fuse = pkg_config("--libs")
     if fuse:

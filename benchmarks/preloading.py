@@ -1,8 +1,8 @@
 """What `secretfs preload` costs: the same program with and without the library, in turn, many times.
 
 Judged is CPU time (user and system) for one operation: handshakes and others of OpenSSL by threads (crypto.c), and
-openssl-speed(1) by processes. A ratio is plain / preloaded within one pair, so 0.97 means 3% more CPU time; its interval
-is a bootstrap of the median. What starting and forking costs is measured for itself, and taken off openssl speed.
+openssl-speed(1) by processes. A ratio is plain / preloaded within one pair, so 0.97 means 3% more CPU time; its
+interval is a bootstrap of the median. What starting and forking costs is measured for itself, and taken off.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def threads(programs: Programs, pairs: int, scale: float, progress: Callable[[st
     for number in range(pairs):
         for operation, (_, together) in OPERATIONS.items():
             for count in THREADS:
-                words = (programs.crypto, operation, str(count), str(max(10, int(together * scale) // count)))
+                words = (programs.crypto, operation, str(count), str(max(20, int(together * scale) // count)))
                 pair = in_turn(number, partial(crypto, words))
                 runs.setdefault((operation, count), []).append(pair)
         progress(f"preload: threads, pair {number + 1} of {pairs}")

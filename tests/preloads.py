@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mounts import PATIENCE, clean_environment, have_secretmem
@@ -133,13 +134,15 @@ def serving(
 
 
 @contextmanager
-def reading(script: str, environment: dict[str, str]) -> Iterator[int]:
-    """The process of a Python script that has said that it is ready and waits for the end of its input."""
+def reading(script: str, environment: dict[str, str], data: bytes = b"") -> Iterator[int]:
+    """The process of a Python script that got `data`, has said that it is ready and waits for the end of its input."""
     words = ["/usr/bin/python3", "-I", "-c", HELPERS + script]
     with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         assert program.stdin
         assert program.stdout
         try:
+            program.stdin.write(data)
+            program.stdin.flush()
             assert program.stdout.readline() == b"ready\n"
             yield program.pid
         finally:
@@ -147,9 +150,9 @@ def reading(script: str, environment: dict[str, str]) -> Iterator[int]:
     assert program.returncode == 0
 
 
-def wait_until(server: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
+def wait_until(server: subprocess.Popen[Any], happened: Callable[[], bool], patience: float = PATIENCE) -> None:
     """Return when it has happened; fail when the server ends instead, or time is up."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     pidfd = os.pidfd_open(server.pid)
     try:
         while not happened():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import box
 import pytest
-from mounts import PATIENCE, SECRETFS, have_secretmem, needs_root
-from preloads import PRELOAD, preloaded
+from mounts import PATIENCE, SECRETFS, clean_environment, have_secretmem, needs_root
+from preloads import PRELOAD, found_in, preloaded, reading
 from preloadscripts import HELPERS, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -221,6 +221,33 @@ def test_libgcrypt(backend: str) -> None:
     )
     told = run(script, preloaded(backend, REPORT="/dev/stderr")).stderr
     assert json.loads(told.splitlines()[-1])["gcrypt"] is True
+
+
+SECURE = {
+    "libsodium": SODIUM + "kept = call('sodium_malloc', 64)\n",
+    "libgcrypt": (
+        "gcrypt = ctypes.CDLL('libgcrypt.so.20')\n"
+        "secret('gcry_check_version', None, library=gcrypt)\n"
+        "secret('gcry_control', 24, 32768, library=gcrypt)\n"
+        "kept = secret('gcry_malloc_secure', 64, library=gcrypt)\n"
+    ),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("toolkit", list(SECURE))
+def test_secure_memory_is_not_found(toolkit: str) -> None:
+    """What a program reads into its toolkit's secure memory is found in a plain one, and not in a preloaded one."""
+    script = SECURE[toolkit] + (
+        "assert secret('read', 0, ctypes.c_void_p(kept), 64, result=ctypes.c_int) == 64\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    wanted = {"secret": os.urandom(64)}
+    with reading(script, clean_environment(), wanted["secret"]) as pid:
+        assert found_in(pid, wanted) == {"secret"}
+    with reading(script, preloaded("kernel"), wanted["secret"]) as pid:
+        assert found_in(pid, wanted) == set()
 
 
 def test_gmp() -> None:

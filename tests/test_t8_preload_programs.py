@@ -8,17 +8,17 @@ import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from mounts import PATIENCE, clean_environment, needs_root
+from mounts import PATIENCE, Mounted, clean_environment, needs_root
 from preloads import found_in, has_secret_memory, make_key, needles, preloaded, wait_until
 
 SSHD = """
 Port {port}
 ListenAddress 127.0.0.1
-HostKey {folder}/host
+HostKey {key}
 AuthorizedKeysFile {folder}/user.pub
 StrictModes no
 PidFile none
@@ -46,11 +46,11 @@ def modulus(key: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def sshd(folder: Path, environment: dict[str, str]) -> Iterator[tuple[int, int]]:
+def sshd(folder: Path, environment: dict[str, str], *, key: Path | None = None) -> Iterator[tuple[int, int]]:
     """sshd and its port. Its stderr is a file: whoever may not write to files dies of a line there."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    (folder / "config").write_text(SSHD.format(folder=folder, port=port))
+    (folder / "config").write_text(SSHD.format(folder=folder, port=port, key=key or folder / "host"))
     words = ["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "config")]
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stderr=log)
@@ -73,6 +73,20 @@ def logged_in(folder: Path, port: int) -> Iterator[int]:
         assert line, (folder / "log").read_text()
         yield int(line)
         client.stdin.close()
+
+
+@needs_root
+@pytest.mark.mount
+@pytest.mark.slow
+def test_sshd_with_its_key_in_a_mount(folder: Path, tmp_path: Path) -> None:
+    """The same with the host key in a mount: no number is found, and the login works."""
+    wanted = needles(folder / "host") | modulus(folder / "host")
+    with (
+        in_a_mount(folder / "host", tmp_path / "mnt") as key,
+        sshd(folder, preloaded("kernel"), key=key) as (listener, port),
+        logged_in(folder, port) as session,
+    ):
+        assert [found_in(pid, wanted) for pid in (listener, session)] == [set(), set()]
 
 
 @needs_root
@@ -108,15 +122,27 @@ def waiting_server(folder: Path) -> Iterator[tuple[int, socket.socket]]:
         yield server.getsockname()[1], server
 
 
+@contextmanager
+def in_a_mount(key: Path, mountpoint: Path) -> Iterator[Path]:
+    """That key in a secretfs mount."""
+    with Mounted(mountpoint) as mount:
+        (mount.path / "key").write_bytes(key.read_bytes())
+        (mount.path / "key").chmod(0o600)
+        yield mount.path / "key"
+
+
 @needs_root
+@pytest.mark.mount
 @pytest.mark.slow
-@pytest.mark.parametrize("is_preloaded", [False, True])
-def test_curl(tmp_path: Path, is_preloaded: bool) -> None:
+@pytest.mark.parametrize("kind", ["plain", "disk", "mount"])
+def test_curl(tmp_path: Path, kind: str) -> None:
     """curl proves who it is with a key; while it waits for the answer the key is found in a plain one only."""
     key = make_key(tmp_path)
-    environment = preloaded("kernel") if is_preloaded else clean_environment()
-    with waiting_server(tmp_path) as (port, server):
-        proof = ["--cert", tmp_path / "cert", "--key", key]
+    environment = clean_environment() if kind == "plain" else preloaded("kernel")
+    with ExitStack() as stack:
+        port, server = stack.enter_context(waiting_server(tmp_path))
+        read = stack.enter_context(in_a_mount(key, tmp_path / "mnt")) if kind == "mount" else key
+        proof = ["--cert", tmp_path / "cert", "--key", read]
         words = ["curl", "--silent", "--insecure", *proof, f"https://127.0.0.1:{port}"]
         with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as curl:
             connection = server.accept()[0]
@@ -126,15 +152,27 @@ def test_curl(tmp_path: Path, is_preloaded: bool) -> None:
                 found = found_in(curl.pid, needles(key))
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
             assert curl.communicate(timeout=PATIENCE)[0] == b"ok"
-    assert found == set() if is_preloaded else {"prime1 little", "prime2 little"} <= found
+    assert {"prime1 little", "prime2 little"} <= found if kind == "plain" else found == set()
+
+
+def numbers_of(stored: str) -> dict[str, bytes]:
+    """48 bytes from the middle of n, d, p, q and u in both byte orders, from the file that gpg-agent keeps a key in."""
+    found = {}
+    for name in "ndpqu":
+        (digits,) = re.findall(rf"\({name}\s+#([0-9A-F\s]+)#", stored)
+        number = bytes.fromhex("".join(digits.split())).lstrip(b"\0")
+        found |= {f"{name} big": number[8:56], f"{name} little": number[::-1][8:56]}
+    return found
 
 
 @needs_root
 @pytest.mark.slow
-def test_gpg_agent() -> None:
-    """A key is made and signed with by a gpg-agent whose pool is secret memory."""
+@pytest.mark.parametrize("is_preloaded", [False, True])
+def test_gpg_agent(is_preloaded: bool) -> None:
+    """A key is made and signed with by a gpg-agent; its numbers are found in a plain one only."""
+    started = preloaded("kernel") if is_preloaded else clean_environment()
     with tempfile.TemporaryDirectory(prefix="gpg-") as home:  # its sockets' path must be short
-        environment = {**preloaded("kernel"), "GNUPGHOME": home}
+        environment = {**started, "GNUPGHOME": home}
 
         def gpg(*words: str, data: str = "") -> str:
             command = ["gpg", "--batch", "--quiet", "--passphrase", "", "--pinentry-mode", "loopback", *words]
@@ -144,13 +182,16 @@ def test_gpg_agent() -> None:
             assert done.returncode == 0, done.stderr
             return done.stdout
 
-        gpg("--quick-generate-key", "somebody", "ed25519", "sign")
+        gpg("--quick-generate-key", "somebody", "rsa2048", "sign")
         try:
             assert "BEGIN PGP SIGNATURE" in gpg("--armor", "--detach-sign", data="text")
             asked = ["gpg-connect-agent", "--no-autostart", "getinfo pid", "/bye"]
             told = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout
-            (agent,) = re.findall(r"^D (\d+)$", told, re.MULTILINE)
-            assert has_secret_memory(int(agent))
+            (agent,) = map(int, re.findall(r"^D (\d+)$", told, re.MULTILINE))
+            (stored,) = Path(home, "private-keys-v1.d").iterdir()
+            found = found_in(agent, numbers_of(stored.read_text()))
+            assert has_secret_memory(agent) == is_preloaded
+            assert found == set() if is_preloaded else {"p big", "q big"} <= found
         finally:
             end = ["gpgconf", "--homedir", home, "--kill", "gpg-agent"]
             subprocess.run(end, env=clean_environment(), check=True, timeout=PATIENCE)

@@ -8,8 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SLOT ((size_t)4 << 20)
-#define SLOTS 4096
+#define SLOT ((size_t)512 << 10)
+#define SLOTS 32768 /* 16 GiB */
 #define REPLACED 1024
 
 struct area {

@@ -17,11 +17,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-#define COPY_LIMIT 30 /* seconds that a parent waits */
-#define BLIND_LIMIT 5 /* seconds where it would not notice that the child died, or never was */
-#define SLICES 50     /* looks in a second */
+/* How long a parent waits, in milliseconds; how long where it would not notice that the child died, or never was. */
+#define COPY_LIMIT 30000
+#define BLIND_LIMIT 5000
+#define SLICE 20
 
 /* Between a fork and the end of the copies. */
 enum { COPYING, COPIED, ABANDONED };
@@ -58,15 +60,22 @@ void areas_before_fork(void)
 	areas_each(let_fork);
 }
 
+static long long milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
 /* The end of the pipe, or the word: somebody else may have got a copy of the descriptor by a raw clone(2). */
 static void await_copies(void)
 {
 	struct pollfd copied = {.fd = child_copies[0], .events = POLLIN};
+	const long long end = milliseconds() + (copied.fd < 0 ? BLIND_LIMIT : COPY_LIMIT);
 
-	const int limit = (copied.fd < 0 ? BLIND_LIMIT : COPY_LIMIT) * SLICES;
-
-	for (int slice = 0; slice < limit && atomic_load(copies) == COPYING; slice++)
-		if (poll(&copied, 1, 1000 / SLICES) > 0)
+	while (atomic_load(copies) == COPYING && milliseconds() < end)
+		if (poll(&copied, 1, SLICE) > 0)
 			return;
 }
 

@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define CLASSES 72 /* 16, 32, … 256, then eight to each doubling: 288, 320, … 32768 */
 #define LARGEST 32768
@@ -35,14 +36,17 @@ struct class {
 	unsigned kept;     /* by each thread */
 };
 
+/* Of a thread. They lie in ordinary memory of their own, since the dynamic linker has little for those of a library. */
 struct cache {
 	unsigned char count[CLASSES];
-	char registered;
 	void *pieces[CLASSES][KEPT];
+	struct cache *next; /* of those that no thread has */
 };
 
 static struct class classes[CLASSES];
-static __thread struct cache cache __attribute__((tls_model("initial-exec")));
+static __thread struct cache *cache __attribute__((tls_model("initial-exec")));
+static struct cache *spare_caches;
+static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_key_t at_thread_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -75,21 +79,50 @@ static size_t span_size(size_t size)
 	return best;
 }
 
+static void put_back(unsigned class, struct free_piece *piece)
+{
+	piece->next = classes[class].free;
+	classes[class].free = piece;
+}
+
 /* A thread ends: its pieces go to the others. */
 static void give_back(void *unused)
 {
 	(void)unused;
 	for (unsigned class = 0; class < CLASSES; class++) {
 		pthread_mutex_lock(&classes[class].lock);
-		while (cache.count[class]) {
-			struct free_piece *piece = cache.pieces[class][--cache.count[class]];
-
-			piece->next = classes[class].free;
-			classes[class].free = piece;
-		}
+		while (cache->count[class])
+			put_back(class, cache->pieces[class][--cache->count[class]]);
 		pthread_mutex_unlock(&classes[class].lock);
 	}
-	cache.registered = 0;
+	pthread_mutex_lock(&spare_lock);
+	cache->next = spare_caches;
+	spare_caches = cache;
+	pthread_mutex_unlock(&spare_lock);
+	cache = NULL;
+}
+
+/* One that a thread had which has ended, or some more. */
+static struct cache *take_cache(void)
+{
+	const size_t some = 7;
+	struct cache *taken;
+
+	pthread_mutex_lock(&spare_lock);
+	if (!spare_caches) {
+		struct cache *const fresh =
+			mmap(NULL, some * sizeof *fresh, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		for (size_t i = 0; fresh != MAP_FAILED && i < some; i++) {
+			fresh[i].next = spare_caches;
+			spare_caches = &fresh[i];
+		}
+	}
+	taken = spare_caches;
+	if (taken)
+		spare_caches = taken->next;
+	pthread_mutex_unlock(&spare_lock);
+	return taken;
 }
 
 static void start(void)
@@ -106,12 +139,15 @@ static void start(void)
 	}
 }
 
-static void get_ready(void)
+/* 0 where this thread cannot have a cache. */
+static int get_ready(void)
 {
 	ensure_ready();
 	pthread_once(&once, start);
-	pthread_setspecific(at_thread_end, &cache);
-	cache.registered = 1;
+	cache = take_cache();
+	if (cache)
+		pthread_setspecific(at_thread_end, cache);
+	return cache != NULL;
 }
 
 /* Pieces for this thread; 0 where there is no more memory. */
@@ -126,22 +162,18 @@ static unsigned refill(unsigned class)
 	if (!group->free) {
 		char *const span = span_take(group->span, (uint8_t)(class + 1));
 
-		for (size_t at = span ? group->span / size : 0; at-- > 0;) {
-			struct free_piece *piece = (void *)(span + at * size);
-
-			piece->next = group->free;
-			group->free = piece;
-		}
+		for (size_t at = span ? group->span / size : 0; at-- > 0;)
+			put_back(class, (void *)(span + at * size));
 	}
 	while (group->free && got < wanted) {
 		struct free_piece *piece = group->free;
 
 		group->free = piece->next;
 		piece->next = NULL;
-		cache.pieces[class][got++] = piece;
+		cache->pieces[class][got++] = piece;
 	}
 	pthread_mutex_unlock(&group->lock);
-	cache.count[class] = (unsigned char)got;
+	cache->count[class] = (unsigned char)got;
 	return got;
 }
 
@@ -151,12 +183,8 @@ static void flush(unsigned class)
 	const unsigned left = classes[class].kept / 2;
 
 	pthread_mutex_lock(&classes[class].lock);
-	while (cache.count[class] > left) {
-		struct free_piece *piece = cache.pieces[class][--cache.count[class]];
-
-		piece->next = classes[class].free;
-		classes[class].free = piece;
-	}
+	while (cache->count[class] > left)
+		put_back(class, cache->pieces[class][--cache->count[class]]);
 	pthread_mutex_unlock(&classes[class].lock);
 }
 
@@ -176,14 +204,14 @@ void *heap_alloc(size_t size)
 {
 	unsigned class;
 
-	if (!cache.registered)
-		get_ready();
+	if (!cache && !get_ready())
+		return NULL;
 	if (size > LARGEST)
 		return alloc_large(size);
 	class = class_of(size);
-	if (!cache.count[class] && !refill(class))
+	if (!cache->count[class] && !refill(class))
 		return NULL;
-	return cache.pieces[class][--cache.count[class]];
+	return cache->pieces[class][--cache->count[class]];
 }
 
 size_t heap_size(const void *memory)
@@ -205,14 +233,19 @@ void heap_free(void *memory)
 	}
 	if (!held)
 		give_up(134, "memory was freed that was never allocated, or twice");
-	if (!cache.registered)
-		get_ready();
-	if (cache.count[class] && cache.pieces[class][cache.count[class] - 1] == memory)
+	if (!cache && !get_ready()) {
+		explicit_bzero(memory, classes[class].size);
+		pthread_mutex_lock(&classes[class].lock);
+		put_back(class, memory);
+		pthread_mutex_unlock(&classes[class].lock);
+		return;
+	}
+	if (cache->count[class] && cache->pieces[class][cache->count[class] - 1] == memory)
 		give_up(134, "memory was freed that was never allocated, or twice");
 	explicit_bzero(memory, classes[class].size);
-	if (cache.count[class] >= classes[class].kept)
+	if (cache->count[class] >= classes[class].kept)
 		flush(class);
-	cache.pieces[class][cache.count[class]++] = memory;
+	cache->pieces[class][cache->count[class]++] = memory;
 }
 
 void *heap_realloc(void *memory, size_t size)
@@ -288,6 +321,7 @@ size_t heap_used(void)
 
 void heap_before_fork(void)
 {
+	pthread_mutex_lock(&spare_lock);
 	for (unsigned class = 0; class < CLASSES; class++)
 		pthread_mutex_lock(&classes[class].lock);
 	spans_before_fork();
@@ -297,6 +331,10 @@ void heap_before_fork(void)
 void heap_after_fork(int in_child)
 {
 	spans_after_fork(in_child);
+	if (in_child)
+		pthread_mutex_init(&spare_lock, NULL);
+	else
+		pthread_mutex_unlock(&spare_lock);
 	for (unsigned class = 0; class < CLASSES; class++) {
 		if (in_child)
 			pthread_mutex_init(&classes[class].lock, NULL);

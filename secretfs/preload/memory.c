@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #define GUARD ((size_t)64 << 10)
+#define LEAST_RANGE ((size_t)64 << 20)
 
 char *secretfs_base;
 size_t secretfs_range;
@@ -31,7 +32,7 @@ pthread_mutex_t areas_lock = PTHREAD_MUTEX_INITIALIZER;
 size_t areas_locked;
 
 static uint32_t taken[SLOTS];               /* how many slots are taken from here on */
-static size_t next_slot;
+static size_t next_slot, slots_used; /* none is taken from there on */
 static int kernel_works, emulator_works;
 static atomic_int sealed;
 
@@ -39,7 +40,7 @@ int memory_init(int allow_kernel, int allow_emulator)
 {
 	char *probe;
 
-	for (secretfs_range = SLOT * SLOTS; secretfs_range >= 16 * SLOT; secretfs_range /= 2) {
+	for (secretfs_range = SLOT * SLOTS; secretfs_range >= LEAST_RANGE; secretfs_range /= 2) {
 		secretfs_base = mmap(NULL, secretfs_range, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (secretfs_base != MAP_FAILED)
 			break;
@@ -115,6 +116,7 @@ void *area_map(size_t size)
 		if (area.kind != KIND_NONE) {
 			areas[slot] = area;
 			taken[slot] = (uint32_t)count;
+			slots_used = slot < slots_used ? slots_used : slot + 1;
 			areas_locked += size;
 			result = area.start;
 		}
@@ -181,7 +183,7 @@ void area_unmap(void *start)
 
 void area_trim(char *start, const char *end)
 {
-	for (struct area *area = areas; area < areas + SLOTS; area++) {
+	for (struct area *area = areas; area < areas + slots_used; area++) {
 		if (!area->start || area->start + area->size != end)
 			continue;
 		pages_release(start, (size_t)(end - start));
@@ -220,8 +222,10 @@ void memory_totals(struct totals *totals)
 
 void areas_each(void (*act)(struct area *area))
 {
-	for (int i = 0; i < SLOTS + REPLACED; i++)
-		if (areas[i].start)
+	for (size_t i = 0; i < SLOTS + REPLACED; i++)
+		if (i >= slots_used && i < SLOTS)
+			i = SLOTS - 1;
+		else if (areas[i].start)
 			act(&areas[i]);
 }
 

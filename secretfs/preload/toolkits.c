@@ -7,7 +7,7 @@
  * GMP       __gmp_set_memory_functions, at any time: nettle's and so GnuTLS's big numbers.
  * GnuTLS    its exported pointers gnutls_malloc, gnutls_free, …; its documented hook is a stub.
  * libtasn1  its calls of malloc(3), which are bound to us (bindings.c): it has no hook.
- * libgcrypt, libsodium   pools that they mlock(2): see lock.c.
+ * libgcrypt gcry_set_allocation_handler. A pool that it mlock(2)s, and libsodium's: see lock.c.
  *
  * An OpenSSL that is linked into a program or a library without its symbols (as in the wheels of pyca/cryptography)
  * cannot be reached by anybody. It is recognised by its version string, and said once.
@@ -28,6 +28,8 @@
 
 typedef int set_mem_functions(void *(*)(size_t, const char *, int), void *(*)(void *, size_t, const char *, int),
 			      void (*)(void *, const char *, int));
+typedef void set_allocation_handler(void *(*)(size_t), void *(*)(size_t), int (*)(const void *),
+				    void *(*)(void *, size_t), void (*)(void *));
 typedef void set_memory_functions(void *(*)(size_t), void *(*)(void *, size_t, size_t), void (*)(void *, size_t));
 
 API void *dlopen(const char *file, int flags);
@@ -109,9 +111,35 @@ static void set_tasn1(void *library)
 {
 	static const struct binding bindings[] = {
 		{"malloc", (void *)gmp_malloc}, {"calloc", (void *)gnutls_calloc_}, {"realloc", (void *)gnutls_realloc_},
+		{"free", (void *)secret_free},
 	};
 
-	bindings_change(library, bindings, 3);
+	bindings_change(library, bindings, 4);
+}
+
+static int is_secure(const void *memory)
+{
+	return is_ours(memory);
+}
+
+static void *gcrypt_malloc(size_t size)
+{
+	(void)uses(GCRYPT);
+	return secret_malloc(size);
+}
+
+static void *gcrypt_realloc(void *memory, size_t size)
+{
+	return memory ? secret_realloc(memory, size) : gcrypt_malloc(size);
+}
+
+/* All that it allocates is as its secure memory then; GnuPG allocates everything through it. */
+static void set_gcrypt(void *library)
+{
+	set_allocation_handler *const set = (set_allocation_handler *)dlsym(library, "gcry_set_allocation_handler");
+
+	if (set)
+		set(gcrypt_malloc, gcrypt_malloc, is_secure, gcrypt_realloc, secret_free);
 }
 
 static int is_inside(const struct object *object, const void *address)
@@ -132,8 +160,9 @@ static int is_reached(const struct object *object, void *library)
 {
 	void *(*const new)(void) = (void *(*)(void))own_function(object, library, "BN_new");
 	void (*const delete)(void *) = (void (*)(void *))own_function(object, library, "BN_free");
+	const unsigned long fallbacks = atomic_load(&secretfs_fallbacks);
 	void *const number = new && delete ? new() : NULL;
-	const int reached = number && is_ours(number);
+	const int reached = number && (is_ours(number) || atomic_load(&secretfs_fallbacks) > fallbacks);
 
 	if (number)
 		delete(number);
@@ -190,6 +219,8 @@ static void look_at(const struct object *object)
 		return;
 	if (config.toolkits & OPENSSL)
 		look_for_openssl(object, library);
+	if (config.toolkits & GCRYPT && is_library(object, "libgcrypt"))
+		set_gcrypt(library);
 	if (config.toolkits & GNUTLS && is_library(object, "libgmp"))
 		set_gmp(library);
 	if (config.toolkits & GNUTLS && is_library(object, "libgnutls"))
