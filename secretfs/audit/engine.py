@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import select
 import signal
+import time
 from collections.abc import Callable, Sequence
 
 from secretfs.audit.advice import facts
@@ -23,6 +25,8 @@ from secretfs.audit.undo import Undo
 __all__ = ["run"]
 
 CONTROL = "ordinary"
+LIMIT = 165.0
+"""Seconds after which no more is tried, but for --machine: an audit takes at most three minutes."""
 _REASON = 1 << 12
 _NO_REFUSAL = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSYS, errno.ENOSPC}
 """What a system call fails with for reasons of its own; a secret was not what it stumbled over."""
@@ -57,6 +61,7 @@ class _Run:
         self._audit = Audit(platform.release(), list(attacks), facts=facts())
         self._machine = machine
         self._guard = guard
+        self._end = math.inf if machine else time.monotonic() + LIMIT
         self._progress = progress
         self._undo = undo
         self._stack = stack
@@ -78,6 +83,8 @@ class _Run:
     def _cell(self, attack: Attack, subject: str) -> Cell:
         if attack.group == "machine" and not self._machine:
             return Cell(NOT_TRIED, "it changes settings of the machine: only with --machine")
+        if time.monotonic() > self._end:
+            return Cell(NOT_TRIED, f"time was up: the machine is busy, and an audit ends after {LIMIT:.0f} seconds")
         if subject in attack.apart_from:
             return Cell(NOT_TRIED, attack.apart_from[subject])
         try:
