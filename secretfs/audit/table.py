@@ -133,7 +133,7 @@ _INJECT_MEM = replace(
         "proc-mem-inject", "code by /proc/PID/mem", "inject", None, inject.by_proc_mem,
         "Writes code over a function that the process is about to call.",
     ),
-    apart_from=_NO_CALL,
+    fresh=True, apart_from=_NO_CALL,
 )  # fmt: skip
 _ENVIRON = _root(
     "environ", "environment", "residue", "no_residue", borrowed.environment,
