@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from box import command as in_box
 from mounts import clean_environment
+
+from secretfs.audit.model import SUBJECTS
 
 PATIENCE = 180.0
 """Seconds: what a default run may take at most."""
@@ -20,15 +23,21 @@ from secretfs.audit.command import main
 from secretfs.audit.table import TABLE
 wanted = sys.argv[2].split(",")
 attacks = [attack for attack in TABLE if attack.name in wanted]
-sys.exit(main(as_json=True, html=None, machine=False, guard=sys.argv[1] == "guard", attacks=attacks))
+subjects = sys.argv[3].split(",")
+guard = sys.argv[1] == "guard"
+sys.exit(main(as_json=True, html=None, machine=False, guard=guard, attacks=attacks, subjects=subjects))
 """
 
 
 def some(
-    *names: str, box: dict[str, Any] | None = None, guard: bool = False, env: dict[str, str] | None = None
+    *names: str,
+    subjects: Sequence[str] = SUBJECTS,
+    box: dict[str, Any] | None = None,
+    guard: bool = False,
+    env: dict[str, str] | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """The exit code and the JSON of an audit with these attacks only."""
-    words = [sys.executable, "-B", "-c", _SOME, "guard" if guard else "", ",".join(names)]
+    """The exit code and the JSON of an audit with these attacks only, on ordinary memory and these subjects."""
+    words = [sys.executable, "-B", "-c", _SOME, "guard" if guard else "", ",".join(names), ",".join(subjects)]
     command = words if box is None else in_box(words, **box)
     done = subprocess.run(
         command, env={**clean_environment(), **(env or {})}, capture_output=True, text=True, timeout=PATIENCE,

@@ -80,18 +80,18 @@ def test_whoever_kills_one_has_killed_both(guarded: Mounted, who: str) -> None:
 
 @needs_root
 def test_the_audit_shows_it() -> None:
-    """Under --guard what traces does not get a mount's secret; without, injected code does."""
-    code, told = some("ptrace-inject", guard=True)
+    """Under --guard injected code does not get a mount's secret; without, it does."""
+    code, told = some("ptrace-inject", guard=True, subjects=["mount"])
     assert code == 0
     assert results(told)["ptrace-inject"]["mount"] == "held"
     assert "EPERM" in told["attacks"][0]["why"]["mount"]
-    code, told = some("ptrace-inject")
+    code, told = some("ptrace-inject", subjects=["mount"])
     assert results(told)["ptrace-inject"]["mount"] == "leaked"
 
 
 @needs_root
 def test_as_an_ordinary_user() -> None:
     """An ordinary user's mount can be guarded as well."""
-    code, told = some("proc-mem-user", "ptrace-inject-user", guard=True, box={"user": "nobody"})
+    code, told = some("proc-mem-user", "ptrace-inject-user", guard=True, subjects=["mount"], box={"user": "nobody"})
     assert code == 0
     assert {found["mount"] for found in results(told).values()} == {"held"}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from secretfs.audit import engine
 from secretfs.audit.html import page
-from secretfs.audit.model import Attack, Audit
+from secretfs.audit.model import SUBJECTS, Attack, Audit
 from secretfs.audit.report import table
 from secretfs.audit.table import TABLE
 from secretfs.errors import SecretFSError
@@ -18,11 +18,17 @@ __all__ = ["main"]
 
 
 def main(
-    *, as_json: bool, html: str | None, machine: bool, guard: bool = False, attacks: Sequence[Attack] = TABLE
+    *,
+    as_json: bool,
+    html: str | None,
+    machine: bool,
+    guard: bool = False,
+    attacks: Sequence[Attack] = TABLE,
+    subjects: Sequence[str] = SUBJECTS,
 ) -> int:
     """Run an audit; 0 if every claim held, else 1."""
     file = None if html is None else _open(html)  # before three minutes were spent
-    audit = engine.run(attacks, machine=machine, guard=guard, progress=_progress)
+    audit = engine.run(attacks, machine=machine, guard=guard, progress=_progress, subjects=subjects)
     if file is not None:
         with os.fdopen(file, "w", encoding="utf-8") as report:
             report.write(page(audit))

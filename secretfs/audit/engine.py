@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import select
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Sequence, Set
 
 from secretfs.audit.advice import facts
 from secretfs.audit.model import HELD, LEAKED, NOT_TRIED, SUBJECTS, Attack, Audit, Cell, NotTriedError
@@ -23,23 +25,33 @@ from secretfs.audit.undo import Undo
 __all__ = ["run"]
 
 CONTROL = "ordinary"
+LIMIT = 165.0
+"""Seconds after which no more is tried, but for --machine: an audit takes at most three minutes."""
 _REASON = 1 << 12
 _NO_REFUSAL = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSYS, errno.ENOSPC}
 """What a system call fails with for reasons of its own; a secret was not what it stumbled over."""
 Progress = Callable[[int, int, str], None]
 
 
-def run(attacks: Sequence[Attack], *, machine: bool, progress: Progress, guard: bool = False) -> Audit:
+def run(
+    attacks: Sequence[Attack],
+    *,
+    machine: bool,
+    progress: Progress,
+    guard: bool = False,
+    subjects: Sequence[str] = SUBJECTS,
+) -> Audit:
     """Try everything.
 
     Args:
         attacks: the rows.
         machine: also those of the group "machine", which change settings of the machine for a moment.
         guard: attack a mount that was made with --guard.
+        subjects: what is attacked.
         progress: is told how many of how many cells are done, and what comes next.
     """
     with Undo() as undo, contextlib.ExitStack() as stack:
-        return _Run(attacks, machine, guard, progress, undo, stack).run()
+        return _Run(attacks, {CONTROL, *subjects}, machine, guard, progress, undo, stack).run()
 
 
 class _Run:
@@ -48,6 +60,7 @@ class _Run:
     def __init__(
         self,
         attacks: Sequence[Attack],
+        subjects: Set[str],
         machine: bool,
         guard: bool,
         progress: Progress,
@@ -55,8 +68,10 @@ class _Run:
         stack: contextlib.ExitStack,
     ) -> None:
         self._audit = Audit(platform.release(), list(attacks), facts=facts())
+        self._subjects = subjects
         self._machine = machine
         self._guard = guard
+        self._end = math.inf if machine else time.monotonic() + LIMIT
         self._progress = progress
         self._undo = undo
         self._stack = stack
@@ -78,6 +93,10 @@ class _Run:
     def _cell(self, attack: Attack, subject: str) -> Cell:
         if attack.group == "machine" and not self._machine:
             return Cell(NOT_TRIED, "it changes settings of the machine: only with --machine")
+        if subject not in self._subjects:
+            return Cell(NOT_TRIED, "not asked for")
+        if time.monotonic() > self._end:
+            return Cell(NOT_TRIED, f"time was up: the machine is busy, and an audit ends after {LIMIT:.0f} seconds")
         if subject in attack.apart_from:
             return Cell(NOT_TRIED, attack.apart_from[subject])
         try:

@@ -29,7 +29,7 @@ from secretfs.process import close_descriptors
 __all__ = ["NOBODY", "Target", "become", "start", "users"]
 
 NOBODY = 65534
-PATIENCE = 30.0
+PATIENCE = 60.0
 _FORKED = ("ordinary", "emulator", "kernel", "secret-open", "secret-closed")
 _STARTED_BY = {"preload": ("preload", "--"), "run": ("run", "--emulate", "--")}
 _PYTHON = (sys.executable, "-I")

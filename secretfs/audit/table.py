@@ -94,7 +94,7 @@ _GETFD_FUSE = replace(
         "pidfd-getfd-fuse", "the daemon's /dev/fuse", "in-context", None, descriptors.fuse_descriptor,
         "Stops the daemon, takes its /dev/fuse and reads what a client writes; ordinary memory: a pipe.",
     ),
-    fresh=True, apart_from=dict.fromkeys(_NO_FILE, "it has no /dev/fuse"),
+    apart_from=dict.fromkeys(_NO_FILE, "it has no /dev/fuse"),
 )  # fmt: skip
 _FILE_ROOT = replace(
     _root(
@@ -124,12 +124,9 @@ _BPF = replace(
     ),
     apart_from=_NO_CALL,
 )  # fmt: skip
-_INJECT = replace(
-    _root(
-        "ptrace-inject", "code by ptrace", "inject", None, inject.by_ptrace,
-        "Attaches, and makes the process itself write its memory to a file.",
-    ),
-    fresh=True,
+_INJECT = _root(
+    "ptrace-inject", "code by ptrace", "inject", None, inject.by_ptrace,
+    "Attaches, and makes the process itself write its memory to a file.",
 )  # fmt: skip
 _INJECT_MEM = replace(
     _root(
