@@ -9,6 +9,7 @@ arch/*/entry/syscalls tables and include/uapi/asm-generic/unistd.h (memfd_secret
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -41,6 +42,7 @@ __all__ = [
     "mprotect",
     "mremap",
     "munmap",
+    "original_environment",
     "proc_status",
     "ptrace",
     "read_own_page",
@@ -305,6 +307,16 @@ def file_system_magic(fd: int) -> int:
     buffer = ctypes.create_string_buffer(512)
     _check(_fstatfs(fd, buffer))
     return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
+
+
+def original_environment() -> dict[bytes, bytes]:
+    """os.environb without LC_CTYPE where Python has set it, for itself and its children, in the C locale (PEP 538)."""
+    environment = dict(os.environb)
+    with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:
+        given = file.read()
+        if given and not any(entry.startswith(b"LC_CTYPE=") for entry in given.split(b"\0")):
+            environment.pop(b"LC_CTYPE", None)
+    return environment
 
 
 def is_emulated(fd: int) -> bool:

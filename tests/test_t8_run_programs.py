@@ -11,7 +11,7 @@ from pathlib import Path
 import box
 import pytest
 from launches import open_folder
-from mounts import ROOT, clean_environment
+from mounts import ROOT, SECRETFS, clean_environment
 from runs import PROGRAMS, compiled, core_dumps, finished, may_emulate, observed, under_run
 
 pytestmark = [pytest.mark.slow, may_emulate, pytest.mark.timeout(300)]
@@ -155,3 +155,17 @@ def test_core_dumps(folder: Path, kind: str) -> None:
     core.unlink()
     found = [letter for letter in "AJS" if bytes(ord(letter) + i % 3 for i in range(64)) in dump]
     assert found == (["J", "S"] if kind == "tmpfs" else ["S"])
+
+
+def test_preload_knows_emulated_memory(folder: Path) -> None:
+    """A preloaded program does not take emulated memory for the kernel's: it falls back, or does not start."""
+    preload = [SECRETFS, "preload", "--report"]
+    told = subprocess.run(
+        under_run([*preload, "--", "openssl", "version"], "--emulate"), cwd=folder, env=clean_environment(),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert '"backend": "emulator"' in told.stderr
+    refused = under_run([*preload, "--backend", "kernel", "--", "openssl", "version"], "--emulate")
+    done = subprocess.run(refused, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "the kernel has no secret memory here" in done.stderr

@@ -18,7 +18,7 @@ from secretfs import libc
 from secretfs_emulator.supervisor import notify, system
 from secretfs_emulator.supervisor.failure import NOT_EXECUTABLE, NOT_FOUND, RunError
 
-__all__ = ["execute", "install", "limit_locked_memory", "original_environment"]
+__all__ = ["execute", "install", "limit_locked_memory"]
 
 _CAP_AMBIENT_LOWER = 3
 
@@ -29,7 +29,7 @@ def execute(command: tuple[str, ...], mask: Iterable[int] | None = None) -> NoRe
     Raises:
         RunError: with 127 if there is no such program, 126 if it cannot be executed.
     """
-    environment = original_environment()
+    environment = libc.original_environment()
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -54,16 +54,6 @@ def _not_executed(name: str, error: OSError | ValueError) -> RunError:
     what = "it is a directory" if os.path.isdir(name) else _reason(error)
     hint = f"chmod +x {shlex.quote(name)}" if code == errno.EACCES and os.path.isfile(name) else ""
     return RunError(f"{name!r} cannot be executed: {what}", hint=hint, exit_code=NOT_EXECUTABLE)
-
-
-def original_environment() -> dict[bytes, bytes]:
-    """The environment that this process was given: in the C locale Python sets LC_CTYPE for itself and its children."""
-    environment = dict(os.environb)
-    with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:
-        given = file.read()
-        if given and not any(entry.startswith(b"LC_CTYPE=") for entry in given.split(b"\0")):
-            environment.pop(b"LC_CTYPE", None)
-    return environment
 
 
 def limit_locked_memory(size: int) -> None:
