@@ -251,13 +251,14 @@ def test_signals_as_they_were() -> None:
 @pytest.mark.slow
 def test_signals_are_passed_on() -> None:
     """A signal sent to us reaches the command; what it answers is its exit code."""
-    shell = "trap 'echo hup' HUP; trap 'echo usr1; exit 9' USR1; echo ready; while :; do read line || :; done"
+    answers = Path(__file__).parent / "runprograms" / "answers.py"
     with subprocess.Popen(
-        [SECRETFS, "run", "--emulate", SHELL, "-c", shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [SECRETFS, "run", "--emulate", "/usr/bin/python3", "-I", answers, "HUP=hup", "USR1=usr1:9"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, env=clean_environment(),
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "up-and-42\n"
         process.send_signal(signal.SIGHUP)
         assert process.stdout.readline() == "hup\n"
         process.send_signal(signal.SIGUSR1)

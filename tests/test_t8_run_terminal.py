@@ -12,11 +12,13 @@ import struct
 import termios
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mounts import PATIENCE, SECRETFS
 
 RUN = f"{SECRETFS} run --emulate --"
+ANSWERS = f"/usr/bin/python3 -I {Path(__file__).parent / 'runprograms' / 'answers.py'}"
 PROMPT = b"READY>"
 
 
@@ -74,19 +76,16 @@ def terminal() -> Iterator[Terminal]:
         opened.close()
 
 
-def start(terminal: Terminal, before: str, after: str) -> None:
-    """Start a shell script under `secretfs run`, and wait until its first part is done."""
-    terminal.type(f"{RUN} sh -c '{before}; echo up-and-$((40 + 2)); {after}'\n")
+def start(terminal: Terminal, *answers: str) -> None:
+    """Start a program under `secretfs run` that answers signals and lines, and wait until it is ready."""
+    terminal.type(f"{RUN} {ANSWERS} {' '.join(answers)}\n")
     terminal.until(b"up-and-42\r\n")
-
-
-READING = "while :; do read line && echo got-$line; done"
 
 
 @pytest.mark.slow
 def test_stop_continue_interrupt(terminal: Terminal) -> None:
     """Ctrl-Z stops the job for the shell, fg continues it, Ctrl-C ends it with 130."""
-    start(terminal, 'trap "echo continued" CONT', READING)
+    start(terminal, "CONT=continued")
     terminal.type("\x1a")
     assert "Stopped" in terminal.until(PROMPT)
     assert "Stopped" in terminal.say("jobs")
@@ -102,7 +101,8 @@ def test_stop_continue_interrupt(terminal: Terminal) -> None:
 @pytest.mark.slow
 def test_background(terminal: Terminal) -> None:
     """A job in the background stops when it wants to read from the terminal, and is ended by kill."""
-    start(terminal, "true", "exec cat")
+    terminal.type(f"{RUN} sh -c 'echo up-and-$((40 + 2)); exec cat'\n")
+    terminal.until(b"up-and-42\r\n")
     terminal.type("\x1a")
     terminal.until(PROMPT)
     terminal.say("bg; wait %1")
@@ -116,7 +116,7 @@ def test_background(terminal: Terminal) -> None:
 @pytest.mark.slow
 def test_interrupts_come_once(terminal: Terminal) -> None:
     """Ctrl-C is the terminal's signal to the command: it gets it once, and may handle it."""
-    start(terminal, 'trap "echo interrupted" INT; trap "exit 3" USR2', "while :; do read line; done")
+    start(terminal, "INT=interrupted", "USR2=bye:3")
     terminal.type("\x03")
     terminal.until(b"interrupted\r\n")
     with open(f"/proc/{terminal.pid}/task/{terminal.pid}/children", encoding="ascii") as file:
@@ -128,7 +128,7 @@ def test_interrupts_come_once(terminal: Terminal) -> None:
 @pytest.mark.slow
 def test_window_size(terminal: Terminal) -> None:
     """A change of the window's size reaches the command."""
-    start(terminal, 'trap "stty size; exit 6" WINCH', "while :; do read line; done")
+    start(terminal, "WINCH=size:6")
     terminal.resize(33, 101)
     assert "33 101" in terminal.until(PROMPT)
     assert "code=6" in terminal.say("echo code=$?")
