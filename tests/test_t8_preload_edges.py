@@ -411,4 +411,4 @@ def test_many_large_pieces() -> None:
         "    os._exit(0 if all(ctypes.string_at(memory, 33000) == b'A' * 33000 for memory in made[::100]) else 1)\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"
     )
-    run(script, preloaded("kernel"))
+    run(script, preloaded("kernel"), patience=100)
