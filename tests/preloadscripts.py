@@ -39,10 +39,10 @@ def number(library):
 
 
 def run(
-    script: str, environment: dict[str, str], *, under: tuple[str, ...] = (), code: int = 0
+    script: str, environment: dict[str, str], *, under: tuple[str, ...] = (), code: int = 0, patience: float = PATIENCE
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python script with the library; it must end with that exit code."""
     words = [*under, "/usr/bin/python3", "-I", "-c", HELPERS + script]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=patience, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done

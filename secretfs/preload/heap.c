@@ -1,7 +1,7 @@
 /*
  * A heap in secret memory: size classes in spans of a few pages, and what is larger in areas of its own.
  *
- * Every thread keeps a few free pieces of each class; the rest lies in one list per class, with a lock each. A piece is
+ * Every thread keeps a few free pieces of each class; the rest lies in a few lists per class, with a lock each. A piece is
  * wiped when it is freed, so every free piece is zero but for the link of the list it is in: what is allocated needs
  * no clearing. What lies where is known from a table of pages outside of the secret memory.
  */
@@ -21,29 +21,36 @@
 
 #define CLASSES 72 /* 16, 32, … 256, then eight to each doubling: 288, 320, … 32768 */
 #define LARGEST 32768
-#define KEPT 16 /* pieces of a class that a thread keeps */
-#define KEPT_BYTES 8192
+#define KEPT 64 /* pieces of a class that a thread keeps */
+#define KEPT_BYTES 16384
 #define LARGE 255
+#define SHARDS 8 /* so that 64 threads do not wait for one that is not running */
 
 struct free_piece {
 	struct free_piece *next;
 };
 
 struct class {
-	pthread_mutex_t lock;
-	struct free_piece *free;
 	size_t size, span; /* bytes of a piece, and of a span of them */
 	unsigned kept;     /* by each thread */
 };
+
+/* Free pieces of a class. There are some for each, and a thread uses one of them. */
+struct list {
+	pthread_mutex_t lock;
+	struct free_piece *_Atomic free;
+} __attribute__((aligned(64)));
 
 /* Of a thread. They lie in ordinary memory of their own, since the dynamic linker has little for those of a library. */
 struct cache {
 	unsigned char count[CLASSES];
 	void *pieces[CLASSES][KEPT];
+	struct list *lists; /* of each class one */
 	struct cache *next; /* of those that no thread has */
 };
 
 static struct class classes[CLASSES];
+static struct list lists[SHARDS * CLASSES]; /* all classes of one shard, then of the next */
 static __thread struct cache *cache __attribute__((tls_model("initial-exec")));
 static struct cache *spare_caches;
 static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -79,22 +86,29 @@ static size_t span_size(size_t size)
 	return best;
 }
 
-static void put_back(unsigned class, struct free_piece *piece)
+static void put_back(struct list *list, struct free_piece *piece)
 {
-	piece->next = classes[class].free;
-	classes[class].free = piece;
+	piece->next = list->free;
+	list->free = piece;
+}
+
+/* All but so many of what this thread keeps of a class, for the others. */
+static void flush(unsigned class, unsigned left)
+{
+	struct list *const list = &cache->lists[class];
+
+	pthread_mutex_lock(&list->lock);
+	while (cache->count[class] > left)
+		put_back(list, cache->pieces[class][--cache->count[class]]);
+	pthread_mutex_unlock(&list->lock);
 }
 
 /* A thread ends: its pieces go to the others. */
 static void give_back(void *unused)
 {
 	(void)unused;
-	for (unsigned class = 0; class < CLASSES; class++) {
-		pthread_mutex_lock(&classes[class].lock);
-		while (cache->count[class])
-			put_back(class, cache->pieces[class][--cache->count[class]]);
-		pthread_mutex_unlock(&classes[class].lock);
-	}
+	for (unsigned class = 0; class < CLASSES; class++)
+		flush(class, 0);
 	pthread_mutex_lock(&spare_lock);
 	cache->next = spare_caches;
 	spare_caches = cache;
@@ -119,20 +133,30 @@ static struct cache *take_cache(void)
 		}
 	}
 	taken = spare_caches;
-	if (taken)
+	if (taken) {
+		static unsigned turn;
+
 		spare_caches = taken->next;
+		taken->lists = lists + turn++ % SHARDS * CLASSES;
+	}
 	pthread_mutex_unlock(&spare_lock);
 	return taken;
+}
+
+static void start_lists(void)
+{
+	for (unsigned i = 0; i < SHARDS * CLASSES; i++)
+		pthread_mutex_init(&lists[i].lock, NULL);
 }
 
 static void start(void)
 {
 	pthread_key_create(&at_thread_end, give_back);
+	start_lists();
 	for (unsigned i = 0; i < CLASSES; i++) {
 		struct class *const class = &classes[i];
 		const size_t size = class_size(i);
 
-		pthread_mutex_init(&class->lock, NULL);
 		class->size = size;
 		class->span = span_size(size);
 		class->kept = size * KEPT <= KEPT_BYTES ? KEPT : size <= KEPT_BYTES ? (unsigned)(KEPT_BYTES / size) : 1;
@@ -150,42 +174,66 @@ static int get_ready(void)
 	return cache != NULL;
 }
 
-/* Pieces for this thread; 0 where there is no more memory. */
-static unsigned refill(unsigned class)
+/* Up to half of what this thread keeps, from a list that is locked; how many. */
+static unsigned take_from(struct list *list, unsigned class)
 {
-	struct class *const group = &classes[class];
-	const size_t size = group->size;
-	const unsigned wanted = (group->kept + 1) / 2;
+	const unsigned wanted = (classes[class].kept + 1) / 2;
 	unsigned got = 0;
 
-	pthread_mutex_lock(&group->lock);
-	if (!group->free) {
-		char *const span = span_take(group->span, (uint8_t)(class + 1));
+	while (list->free && got < wanted) {
+		struct free_piece *piece = list->free;
 
-		for (size_t at = span ? group->span / size : 0; at-- > 0;)
-			put_back(class, (void *)(span + at * size));
-	}
-	while (group->free && got < wanted) {
-		struct free_piece *piece = group->free;
-
-		group->free = piece->next;
+		list->free = piece->next;
 		piece->next = NULL;
 		cache->pieces[class][got++] = piece;
 	}
-	pthread_mutex_unlock(&group->lock);
 	cache->count[class] = (unsigned char)got;
 	return got;
 }
 
-/* Half of what this thread keeps of a class, for the others. */
-static void flush(unsigned class)
+/* What others have; those that are at it are waited for only if nothing else is left. */
+static unsigned take_from_others(unsigned class, int wait)
 {
-	const unsigned left = classes[class].kept / 2;
+	for (unsigned i = 0; i < SHARDS; i++) {
+		struct list *const list = &lists[i * CLASSES + class];
+		unsigned got;
 
-	pthread_mutex_lock(&classes[class].lock);
-	while (cache->count[class] > left)
-		put_back(class, cache->pieces[class][--cache->count[class]]);
-	pthread_mutex_unlock(&classes[class].lock);
+		if (!list->free || (wait ? pthread_mutex_lock(&list->lock) : pthread_mutex_trylock(&list->lock)))
+			continue;
+		got = take_from(list, class);
+		pthread_mutex_unlock(&list->lock);
+		if (got)
+			return got;
+	}
+	return 0;
+}
+
+/* A fresh span, cut up. */
+static unsigned take_fresh(struct list *list, unsigned class)
+{
+	const size_t size = classes[class].size, whole = classes[class].span;
+	char *const span = span_take(whole, (uint8_t)(class + 1));
+
+	for (size_t at = span ? whole / size : 0; at-- > 0;)
+		put_back(list, (void *)(span + at * size));
+	return take_from(list, class);
+}
+
+/* Pieces for this thread; 0 where there is no more memory. */
+static unsigned refill(unsigned class)
+{
+	struct list *const list = &cache->lists[class];
+	unsigned got;
+
+	pthread_mutex_lock(&list->lock);
+	got = take_from(list, class);
+	pthread_mutex_unlock(&list->lock);
+	if (got || (got = take_from_others(class, 0)))
+		return got;
+	pthread_mutex_lock(&list->lock);
+	got = take_fresh(list, class);
+	pthread_mutex_unlock(&list->lock);
+	return got ? got : take_from_others(class, 1);
 }
 
 static void *alloc_large(size_t size)
@@ -235,16 +283,16 @@ void heap_free(void *memory)
 		give_up(134, "memory was freed that was never allocated, or twice");
 	if (!cache && !get_ready()) {
 		explicit_bzero(memory, classes[class].size);
-		pthread_mutex_lock(&classes[class].lock);
-		put_back(class, memory);
-		pthread_mutex_unlock(&classes[class].lock);
+		pthread_mutex_lock(&lists[class].lock);
+		put_back(&lists[class], memory);
+		pthread_mutex_unlock(&lists[class].lock);
 		return;
 	}
 	if (cache->count[class] && cache->pieces[class][cache->count[class] - 1] == memory)
 		give_up(134, "memory was freed that was never allocated, or twice");
 	explicit_bzero(memory, classes[class].size);
 	if (cache->count[class] >= classes[class].kept)
-		flush(class);
+		flush(class, classes[class].kept / 2);
 	cache->pieces[class][cache->count[class]++] = memory;
 }
 
@@ -322,8 +370,8 @@ size_t heap_used(void)
 void heap_before_fork(void)
 {
 	pthread_mutex_lock(&spare_lock);
-	for (unsigned class = 0; class < CLASSES; class++)
-		pthread_mutex_lock(&classes[class].lock);
+	for (unsigned i = 0; i < SHARDS * CLASSES; i++)
+		pthread_mutex_lock(&lists[i].lock);
 	spans_before_fork();
 }
 
@@ -331,14 +379,12 @@ void heap_before_fork(void)
 void heap_after_fork(int in_child)
 {
 	spans_after_fork(in_child);
-	if (in_child)
+	if (in_child) {
 		pthread_mutex_init(&spare_lock, NULL);
-	else
-		pthread_mutex_unlock(&spare_lock);
-	for (unsigned class = 0; class < CLASSES; class++) {
-		if (in_child)
-			pthread_mutex_init(&classes[class].lock, NULL);
-		else
-			pthread_mutex_unlock(&classes[class].lock);
+		start_lists();
+		return;
 	}
+	for (unsigned i = 0; i < SHARDS * CLASSES; i++)
+		pthread_mutex_unlock(&lists[i].lock);
+	pthread_mutex_unlock(&spare_lock);
 }
