@@ -411,35 +411,16 @@ def test_many_large_pieces() -> None:
         "    os._exit(0 if all(ctypes.string_at(memory, 33000) == b'A' * 33000 for memory in made[::100]) else 1)\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"
     )
-    run(script, preloaded("kernel"))
-
-
-def test_the_command_is_as_it_was_started(tmp_path: Path) -> None:
-    """Signals and variables that Python changes for itself are not passed on to the command."""
-    environment = {name: value for name, value in clean_environment().items() if not name.startswith(("LC_", "LANG"))}
-    script = "grep SigIgn /proc/self/status; echo ${LC_CTYPE-none}"
-    done = subprocess.run(
-        [SECRETFS, "preload", "--", "sh", "-c", script], env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.splitlines()[1] == "none"
-    ignored = int(done.stdout.split()[1], 16)
-    assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
-
-
-<<<<<<< HEAD
-    run(script, preloaded("kernel"))
-
-
-def test_the_command_is_as_it_was_started(tmp_path: Path) -> None:
-    """Signals and variables that Python changes for itself are not passed on to the command."""
-    environment = {name: value for name, value in clean_environment().items() if not name.startswith(("LC_", "LANG"))}
-    script = "grep SigIgn /proc/self/status; echo ${LC_CTYPE-none}"
-    done = subprocess.run(
-        [SECRETFS, "preload", "--", "sh", "-c", script], env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.splitlines()[1] == "none"
-    ignored = int(done.stdout.split()[1], 16)
-    assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
-=======
     run(script, preloaded("kernel"), patience=100)
->>>>>>> pre
+
+
+def test_the_command_is_as_it_was_started() -> None:
+    """Signals and variables that Python changes for itself are not passed on to the command."""
+    environment = {name: value for name, value in clean_environment().items() if not name.startswith(("LC_", "LANG"))}
+    script = "grep SigIgn /proc/self/status; echo ${LC_CTYPE-none}"
+    done = subprocess.run(
+        [SECRETFS, "preload", "--", "sh", "-c", script], env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[1] == "none"
+    ignored = int(done.stdout.split()[1], 16)
+    assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
