@@ -61,6 +61,10 @@ test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (op
 test-long:  ## the tests that take minutes: real mounts with sanitizers and without a shim, a minute of hammering, 100,000 files
 	@$(MAKE) --no-print-directory test REPORT=report-long.xml T="-m long $(T)"
 
+.PHONY: test-languages
+test-languages: apt-languages  ## programs in Go and Rust under `secretfs run`, with Debian's compilers
+	@$(MAKE) --no-print-directory test REPORT=report-languages.xml T="-m languages $(T)"
+
 .PHONY: test-browser
 test-browser: apt-browser $(STATE)/installed  ## the audit's page in Chromium
 	@$(MAKE) --no-print-directory test REPORT=report-browser.xml T="-m long -k test_t8_audit_page $(T)"
@@ -82,11 +86,11 @@ lab-docs: apt-lab $(STATE)/installed  ## the same guests, and what was found in 
 B ?=
 
 .PHONY: bench
-bench: apt-bench $(STATE)/installed  ## benchmarks, about ten minutes; prints tables (options: B="--parts secrets")
+bench: apt-bench $(STATE)/installed  ## benchmarks, about twenty minutes; prints tables (options: B="--parts secrets")
 	@PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -EsB benchmarks/run.py $(B)
 
 .PHONY: test-all
-test-all: test test-long test-browser lab lint  ## everything: the tests, the kernels, and lint
+test-all: test test-long test-languages test-browser lab lint  ## everything: the tests, the kernels, and lint
 
 .PHONY: lint
 lint: apt-lint $(STATE)/requirements  ## ruff, mypy --strict, shellcheck
@@ -127,13 +131,15 @@ clean:  ## remove everything that make has built (not Debian packages)
 
 # What the targets above stand on.
 
-.PHONY: apt-base apt-demo apt-test apt-browser apt-lab apt-bench apt-lint
+.PHONY: apt-base apt-demo apt-test apt-languages apt-browser apt-lab apt-bench apt-lint
 apt-base:
 	$(APT) base
 apt-demo:
 	$(APT) base demo
 apt-test:
 	$(APT) base test
+apt-languages:
+	$(APT) base languages
 apt-browser:
 	$(APT) base chromium
 apt-lab:

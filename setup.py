@@ -42,9 +42,11 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-PRELOAD = ["api", "cgroup", "config", "files", "heap", "lock", "memory", "openssl", "pages", "replaced", "sandbox"]
-PRELOAD += ["toolkits"]
-PRELOAD_HEADERS = ["areas", "cgroup", "config", "heap", "memory", "pages", "secretfs", "toolkits"]
+PRELOAD = ["api", "bindings", "cgroup", "config", "files", "foreign", "forks", "heap", "loaded", "lock", "memory"]
+PRELOAD += ["openssl", "pages", "replaced", "sandbox", "secureheap", "spans", "toolkits"]
+PRELOAD_LINK = ["-Wl,-z,nodelete", "-ldl", "-lpthread"]
+PRELOAD_HEADERS = ["api", "areas", "bindings", "cgroup", "config", "files", "foreign", "heap", "loaded"]
+PRELOAD_HEADERS += ["memory", "pages", "secretfs", "spans", "toolkits"]
 
 
 def library(
@@ -65,7 +67,7 @@ def extensions() -> list[Extension]:
         return []
     found = [
         library("libsecretfs-flush", "native", ["flush"], [], flags=[], link=[]),
-        library("libsecretfs-preload", "preload", PRELOAD, PRELOAD_HEADERS, flags=[], link=["-ldl", "-lpthread"]),
+        library("libsecretfs-preload", "preload", PRELOAD, PRELOAD_HEADERS, flags=[], link=PRELOAD_LINK),
     ]
     fuse = pkg_config("--libs")
     if fuse:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import plot
+import preloading
+import runcosts
 import smallsecrets
 from mount import FLOORS, JUDGED, REFERENCE, SHORT, TITLES
 
@@ -18,6 +20,7 @@ STARVATION = {
 }  # fmt: skip
 KINDS = {"create": "empty", "fill": "of 64 bytes"}
 STATES = {"there": "there", "unlinked": "kept after unlink"}
+MEMORY_PRELOAD = ("plain", "preloaded", "locked", "used")
 MEMORY = {"ordinary": "ordinary memory", "VmRSS": "resident", "locked_bytes": "areas"}
 
 
@@ -142,9 +145,35 @@ def _cost(cell: dict[str, Any] | None) -> str:
     return f"{cell['us']:.1f}" if cell["ratio"] is None else f"{cell['us']:.1f} ({cell['ratio']:.2f})"
 
 
+def preload(result: dict[str, Any], *, markdown: bool) -> Iterator[tuple[str, str]]:
+    """Titles and tables of what the preload library costs."""
+    rows = [["µs of CPU time for one", "with", "plain", "preloaded", "ratio", "95% interval", "", "wall"]]
+    for title, count, cell in preloading.judged(result):
+        rows.append([
+            title, count, f"{cell['plain']:,.2f}", f"{cell['preloaded']:,.2f}", f"{cell['ratio']:.3f}",
+            f"{cell['low']:.3f} - {cell['high']:.3f}", preloading.verdict(cell), f"{cell['wall']:.2f}",
+        ])  # fmt: skip
+    title = f"plain / preloaded, median of {result['pairs']} pairs; floor {preloading.FLOOR}"
+    yield f"CPU time: {title}", table(rows, markdown=markdown)
+    rows = [["ns for one freed and one had: CPU (wall)", *(f"{count} threads" for count in preloading.THREADS)]]
+    for name, by_count in result["allocators"].items():
+        cells = (f"{cell['cpu']:,.0f} ({cell['wall']:,.0f})" for cell in by_count.values())
+        rows.append([preloading.ALLOCATORS[name], *cells])
+    yield "Allocators: pieces of 1 to 2048 bytes, 64 alive per thread", table(rows, markdown=markdown)
+    rows = [["", "ms of CPU time"], *([name, f"{found:.1f}"] for name, found in result["start"].items())]
+    yield "A process from start to end", table(rows, markdown=markdown)
+    memory = result["memory"]
+    rows = [["", "MiB"], *([name, f"{memory[name] / (1 << 20):.1f}"] for name in MEMORY_PRELOAD)]
+    yield f"Memory of a process with both ends of {memory['connections']} connections", table(rows, markdown=markdown)
+
+
 BEGIN, END = "<!-- results: written by benchmarks/run.py --markdown -->", "<!-- end of results -->"
 BEGIN_SECRETS = "<!-- secrets: written by benchmarks/run.py --parts secrets --markdown -->"
 END_SECRETS = "<!-- end of secrets -->"
+BEGIN_RUN = "<!-- run: written by benchmarks/run.py --parts run --markdown -->"
+END_RUN = "<!-- end of run -->"
+BEGIN_PRELOAD = "<!-- preload: written by benchmarks/run.py --parts preload --markdown -->"
+END_PRELOAD = "<!-- end of preload -->"
 WHERE = {"same": "Client and daemon on one CPU", "split": "Client and daemon on two CPUs", "free": "Not pinned"}
 
 
@@ -172,6 +201,24 @@ def everything_secret(result: dict[str, Any], *, markdown: bool) -> Iterator[str
         yield text
 
 
+def everything_run(result: dict[str, Any], *, markdown: bool) -> Iterator[str]:
+    """All tables about `secretfs run`, with their titles."""
+    for title, rows in runcosts.rows(result):
+        yield f"{'### ' if markdown else ''}{title}\n"
+        yield table(rows, markdown=markdown)
+
+
+def everything_preload(result: dict[str, Any], *, markdown: bool) -> Iterator[str]:
+    """All tables about the preload library, with their titles."""
+    if "operations" not in result:
+        return
+    if markdown:
+        yield "![Preloaded programs](benchmarks-preload.svg)\n"
+    for title, text in preload(result, markdown=markdown):
+        yield f"{'### ' if markdown else ''}{title}\n"
+        yield text
+
+
 def write_markdown(results: dict[str, Any], path: Path) -> None:
     """Put the tables between the marks of a Markdown file, and the plots beside it: of those parts that are there."""
     if {"mount", "concurrency", "growth"} & set(results):
@@ -180,6 +227,12 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
     if found := results.get("secrets"):
         tables = everything_secret(found, markdown=True)
         _renew(path, BEGIN_SECRETS, END_SECRETS, [*_intro(results, found["missing"]), *tables])
+    if found := results.get("run"):
+        tables = everything_run(found, markdown=True)
+        _renew(path, BEGIN_RUN, END_RUN, [*_intro(results, found["missing"]), *tables])
+    if found := results.get("preload"):
+        tables = everything_preload(found, markdown=True)
+        _renew(path, BEGIN_PRELOAD, END_PRELOAD, [*_intro(results, found["missing"]), *tables])
     for name, text in plots(results):
         path.with_name(f"{path.stem}-{name}.svg").write_text(text)
 
@@ -237,6 +290,8 @@ def plots(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", plot.bars("KiB of ordinary memory for each file that is there", list(KINDS.values()), series)
     if found := results.get("secrets"):
         yield "secrets", _secrets_plot(found)
+    if "operations" in (found := results.get("preload", {})):
+        yield "preload", _preload_plot(found)
 
 
 def _secrets_plot(result: dict[str, Any]) -> str:
@@ -247,3 +302,13 @@ def _secrets_plot(result: dict[str, Any]) -> str:
     marks = [smallsecrets.CEILINGS.get(name) for name in times]
     title = "Small secrets: time as a multiple of libsodium's, or of two mprotect calls (black: the most it may be)"
     return plot.bars(title, list(smallsecrets.SHORT.values()), series, marks)
+
+
+def _preload_plot(result: dict[str, Any]) -> str:
+    rows = {**result["operations"], **{f"speed {name}": row for name, row in result["speed"].items()}}
+    series = {
+        f"{count} threads or processes": [by_count[str(count)]["ratio"] for by_count in rows.values()]
+        for count in preloading.THREADS
+    }
+    title = "Preloaded programs: speed as a multiple of plain, by CPU time (black: floor)"
+    return plot.bars(title, list(rows), series, [preloading.FLOOR] * len(rows))

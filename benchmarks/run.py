@@ -21,11 +21,13 @@ from typing import Any
 import concurrency
 import growth
 import mount
+import preloading
 import report
+import runcosts
 import smallsecrets
 from systems import Missing, System, all_systems, build, prioritise, running
 
-PARTS = ("mount", "concurrency", "growth", "secrets")
+PARTS = ("mount", "concurrency", "growth", "secrets", "preload", "run")
 
 
 def words(allowed: tuple[str, ...]) -> Any:
@@ -45,6 +47,7 @@ def arguments() -> argparse.Namespace:
     names = tuple(all_systems({}))
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, help="how many (default 9, with --quick 3)")
+    parser.add_argument("--pairs", type=int, help=f"of part preload (default {preloading.PAIRS}, with --quick 6)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, a quarter of the operations")
     parser.add_argument("--parts", type=words(PARTS), default=list(PARTS), metavar="LIST", help=", ".join(PARTS))
     parser.add_argument("--systems", type=words(names), default=list(names), metavar="LIST", help=", ".join(names))
@@ -112,7 +115,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     scale = 0.25 if options.quick else 1
     if "secrets" in options.parts:
         results["secrets"] = smallsecrets.measure(rounds=rounds, scale=scale, progress=say)
-    if options.parts != ["secrets"]:
+    if "run" in options.parts:
+        results["run"] = runcosts.measure(folder, rounds=rounds, scale=scale, progress=say)
+    if "preload" in options.parts:
+        pairs = options.pairs or (6 if options.quick else preloading.PAIRS)
+        results["preload"] = preloading.measure(pairs=pairs, scale=scale, progress=say)
+    if {"mount", "concurrency", "growth"} & set(options.parts):
         results.update(measure_mounts(options, folder, rounds))
     return results
 
@@ -179,11 +187,20 @@ def main() -> int:
     print("\n".join(report.everything(results, markdown=False)))
     if "secrets" in results:
         print("\n".join(report.everything_secret(results["secrets"], markdown=False)))
+    if "run" in results:
+        print("\n".join(report.everything_run(results["run"], markdown=False)))
+    if "preload" in results:
+        print("\n".join(report.everything_preload(results["preload"], markdown=False)))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.markdown:
         report.write_markdown(results, options.markdown)
-    below = mount.below_floor(results.get("mount", {})) + smallsecrets.below_floor(results.get("secrets", {}))
+    below = [
+        *mount.below_floor(results.get("mount", {})),
+        *smallsecrets.below_floor(results.get("secrets", {})),
+        *preloading.below_floor(results.get("preload", {})),
+        *runcosts.below_floor(results.get("run", {})),
+    ]
     for line in below:
         say(f"below its floor: {line}")
     return 1 if options.check and below else 0

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         foreign = _foreign_command(words)
         if foreign is not None:
             return _run_foreign(foreign, words[1:])
-        parser = build_parser()
+        parser = build_parser(foreign=not words or words[0] == "completion" or words[0] not in OURS)
         parsed = parser.parse_args(words)
         if parsed.run is None:
             parser.error(f"which command? there are {', '.join(OURS)}")
@@ -88,8 +88,10 @@ def _system_error(error: OSError) -> SecretFSError:
     return SecretFSError(f"{what}: {error.filename!r}" if error.filename else what)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(*, foreign: bool = True) -> argparse.ArgumentParser:
+    """The parser of the whole command line; `foreign`: also of the commands that come by entry points, which takes
+    longer, and which main() runs itself: here they are for help and completion.
+    """
     parser = _Parser(
         "secretfs", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -123,6 +125,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--machine", action="store_true", help="also a core dump, swap, /proc/kcore: changes settings for a moment"
     )
     audit.add_argument("--guard", action="store_true", help="attack a mount that was made with --guard")
+    if foreign:
+        _add_foreign(every)
     completion = _add(every, "completion", commands.completion, "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh", "fish"), help="the shell")
     return parser
@@ -208,6 +212,23 @@ def _read(parse: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return read
+
+
+def _add_foreign(every: Any) -> None:
+    """Commands by entry points. A module with such a command may have `command_line(add_help)`, its parser."""
+    from importlib.metadata import entry_points
+
+    for command in entry_points(group=ENTRY_POINTS):
+        if command.name not in OURS:
+            try:
+                line = sys.modules[command.load().__module__].command_line(add_help=False)
+                every.add_parser(command.name, help=_lowered(line.description), parents=[line])
+            except (Exception, SystemExit):  # noqa: BLE001 - a broken one says so when it is run
+                every.add_parser(command.name, help=f"({command.value})")
+
+
+def _lowered(sentence: str) -> str:
+    return f"{sentence[:1].lower()}{sentence[1:]}".rstrip(".")
 
 
 class _Version(argparse.Action):

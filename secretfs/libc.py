@@ -9,6 +9,7 @@ arch/*/entry/syscalls tables and include/uapi/asm-generic/unistd.h (memfd_secret
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -27,6 +28,7 @@ __all__ = [
     "file_system_magic",
     "fill_random",
     "get_seals",
+    "is_emulated",
     "landlock_restrict_self",
     "landlock_version",
     "lock_limit",
@@ -40,6 +42,7 @@ __all__ = [
     "mprotect",
     "mremap",
     "munmap",
+    "original_environment",
     "proc_status",
     "ptrace",
     "read_own_page",
@@ -61,10 +64,12 @@ MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP = 10, 11, 16
 PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 3, 4, 38
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 SECRETMEM_MAGIC = 0x5345434D
+EMULATED = b"secretfs"
 SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
 CAP_IPC_LOCK, CAP_SYS_ADMIN = 14, 21
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _AT_SECURE = 23
+_FSID = 56  # in struct statfs of 64-bit architectures
 _IOV_MAX = 1024
 
 # Where memfd_secret(2) is wired. The number is the same everywhere; the architecture list is not.
@@ -302,6 +307,25 @@ def file_system_magic(fd: int) -> int:
     buffer = ctypes.create_string_buffer(512)
     _check(_fstatfs(fd, buffer))
     return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
+
+
+def original_environment() -> dict[bytes, bytes]:
+    """os.environb without LC_CTYPE where Python has set it, for itself and its children, in the C locale (PEP 538)."""
+    environment = dict(os.environb)
+    with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:
+        given = file.read()
+        if given and not any(entry.startswith(b"LC_CTYPE=") for entry in given.split(b"\0")):
+            environment.pop(b"LC_CTYPE", None)
+    return environment
+
+
+def is_emulated(fd: int) -> bool:
+    """Whether a descriptor of memfd_secret(2) is from `secretfs run`, which puts EMULATED where the kernel has the
+    number of the file system (f_fsid of fstatfs(2)). Neither the environment nor /proc is needed to know.
+    """
+    buffer = ctypes.create_string_buffer(512)
+    _check(_fstatfs(fd, buffer))
+    return buffer.raw[_FSID : _FSID + len(EMULATED)] == EMULATED
 
 
 def add_seals(fd: int, seals: int) -> None:

@@ -15,12 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mounts import PATIENCE, clean_environment, have_secretmem
+from preloadscripts import HELPERS
 
 from secretfs.preload import LIBRARY
 
+PRELOAD = os.environ.get("SECRETFS_TEST_PRELOAD", LIBRARY)
+"""What LD_PRELOAD is set to: the installed library, or another build of it behind a sanitizer's."""
 WORKERS = 3
 PYTHON = """
 import socket, ssl
@@ -40,7 +44,7 @@ http {{ access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folde
 uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
 server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {folder}/cert; ssl_certificate_key {key}; }} }}
 """
-KINDS = ("nginx", "s_server", "python")
+KINDS = ("nginx", "s_server", "python", "gnutls")
 
 
 def preloaded(backend: str = "auto", **more: str) -> dict[str, str]:
@@ -48,7 +52,7 @@ def preloaded(backend: str = "auto", **more: str) -> dict[str, str]:
     if backend == "kernel" and not have_secretmem():
         pytest.skip("memfd_secret: the kernel has none here")
     variables = {f"SECRETFS_PRELOAD_{name}": value for name, value in more.items()}
-    return {**clean_environment(), "LD_PRELOAD": LIBRARY, "SECRETFS_BACKEND": backend, **variables}
+    return {**clean_environment(), "LD_PRELOAD": PRELOAD, "SECRETFS_BACKEND": backend, **variables}
 
 
 def make_key(folder: Path) -> Path:
@@ -82,6 +86,8 @@ def found_in(pid: int, wanted: dict[str, bytes]) -> set[str]:
             if "r" not in line.split()[1]:
                 continue  # reserved addresses: gigabytes of nothing
             start, end = (int(word, 16) for word in line.split()[0].split("-"))
+            if end - start > 1 << 32:
+                continue  # what a sanitizer has reserved
             with suppress(OSError, OverflowError):
                 memory.seek(start)
                 content = memory.read(end - start)
@@ -101,6 +107,9 @@ def command(kind: str, folder: Path, key: Path, port: int, before: str = "") -> 
         return ["/usr/sbin/nginx", "-c", str(folder / "conf")]
     if kind == "python":
         return [sys.executable, "-c", PYTHON.format(folder=folder, key=key, port=port, before=before)]
+    if kind == "gnutls":
+        files = ["--x509keyfile", str(key), "--x509certfile", str(folder / "cert")]
+        return ["gnutls-serv", "--port", str(port), *files, "--http", "--quiet"]
     files = ["-key", str(key), "-cert", str(folder / "cert")]
     return ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", *files, "-quiet", "-www"]
 
@@ -124,9 +133,26 @@ def serving(
         server.wait(PATIENCE)
 
 
-def wait_until(server: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
+@contextmanager
+def reading(script: str, environment: dict[str, str], data: bytes = b"") -> Iterator[int]:
+    """The process of a Python script that got `data`, has said that it is ready and waits for the end of its input."""
+    words = ["/usr/bin/python3", "-I", "-c", HELPERS + script]
+    with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin
+        assert program.stdout
+        try:
+            program.stdin.write(data)
+            program.stdin.flush()
+            assert program.stdout.readline() == b"ready\n"
+            yield program.pid
+        finally:
+            program.stdin.close()
+    assert program.returncode == 0
+
+
+def wait_until(server: subprocess.Popen[Any], happened: Callable[[], bool], patience: float = PATIENCE) -> None:
     """Return when it has happened; fail when the server ends instead, or time is up."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     pidfd = os.pidfd_open(server.pid)
     try:
         while not happened():

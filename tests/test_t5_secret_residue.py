@@ -10,11 +10,11 @@ import pickle
 import resource
 import signal
 import traceback
-from pathlib import Path
 
 import pytest
 from mounts import public_directory
 from programs import BACKENDS, HEADER, program
+from runs import core_dumps
 
 from secretfs import Secret, SecretArea, protection
 from secretfs.errors import SecretFSError
@@ -27,7 +27,6 @@ def filled(masked):
     for at, byte in enumerate(masked): made[at] = byte ^ 0x55
     return made
 """
-CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 
 
 def planted(**kind) -> Secret:
@@ -148,16 +147,6 @@ def test_what_is_left_in_python() -> None:
     masked, digits = (bytes(byte ^ 0x55 for byte in data).hex() for data in (NEEDLE, NEEDLE.hex().encode()))
     done = program(text, masked, digits, header=HEADER + FILL)
     assert (done.returncode, done.stdout.strip()) == (0, "True []"), done.stderr + done.stdout
-
-
-def core_dumps() -> str:
-    """Why the kernel writes no core file into the working directory here, or ""."""
-    pattern = CORE_PATTERN.read_text(encoding="ascii").strip()
-    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
-        return "core dumps: the hard limit on their size is 0"
-    if pattern.startswith("|") or "/" in pattern or not pattern:
-        return f"core dumps: kernel.core_pattern is {pattern!r}, which does not write them here"
-    return ""
 
 
 CRASH = """

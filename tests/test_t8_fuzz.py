@@ -7,6 +7,7 @@ secret; and nothing may be left half done.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from secretfs.errors import SecretFSError, UsageError
 from secretfs.mounthelper import FLAGS, IGNORED, SWITCHES, VALUES, options_of
 from secretfs.quoting import one_line
 from secretfs.sizes import parse_count, parse_microseconds, parse_mode, parse_size
+from secretfs.testing.children import in_child
 from secretfs.testing.memory import descriptors
 
 pytestmark = [pytest.mark.slow]
@@ -101,16 +103,23 @@ WORDS = st.one_of(
 )
 
 
-@FEW
-@given(st.sampled_from(COMMANDS), st.lists(WORDS, max_size=4))
-def test_command_line(capsys: pytest.CaptureFixture[str], command: str, words: list[str]) -> None:
-    """Any words end in an exit code of the table; errors are lines that begin with the program's name."""
-    with not_empty():
+def said_by(words: list[str]) -> tuple[Any, str]:
+    """The exit code of a command, and what it wrote to stderr."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:
-            code = main([command, *words])
+            code: Any = main(words)
         except SystemExit as end:
             code = end.code
-    said = capsys.readouterr().err
+    return code, said.getvalue()
+
+
+@FEW
+@given(st.sampled_from(COMMANDS), st.lists(WORDS, max_size=4))
+def test_command_line(command: str, words: list[str]) -> None:
+    """Any words end in an exit code of the table; errors are lines that begin with the program's name."""
+    with not_empty():
+        code, said = in_child(lambda: said_by([command, *words]))  # mounting hardens the process for good
     assert code in (0, 1, 2, 3, 4, 5, 6, 7, 8), (command, words)
     assert "Traceback" not in said
     for line in said.splitlines():

@@ -9,51 +9,19 @@ from pathlib import Path
 
 import box
 import pytest
-from mounts import PATIENCE, SECRETFS, have_secretmem, needs_root
-from preloads import preloaded
-
-from secretfs.preload import LIBRARY
+from mounts import PATIENCE, SECRETFS, clean_environment, have_secretmem, needs_root
+from preloads import PRELOAD, found_in, preloaded, reading
+from preloadscripts import HELPERS, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MIB = 1 << 20
 BACKENDS = ["kernel", "emulator"]
-HELPERS = """
-import ctypes, os, sys, threading
-def mapping(address):
-    for line in open("/proc/self/maps"):
-        start, end = (int(word, 16) for word in line.split()[0].split("-"))
-        if start <= address < end:
-            return line
-def locked(address):
-    "Whether the page there is secret, or locked and left out of dumps and forks."
-    if "/secretmem" in mapping(address):
-        return True
-    with open("/proc/self/smaps") as smaps:
-        text = smaps.read()
-    start = mapping(address).split()[0]
-    flags = text[text.index(start):].split("VmFlags:")[1].splitlines()[0].split()
-    return {"lo", "dd", "dc"} <= set(flags)
-def secret(name, *arguments, library=None, result=ctypes.c_void_p):
-    function = getattr(library or ctypes.CDLL(None), name)
-    function.restype = result
-    return function(*arguments)
-"""
 SODIUM = """
 sodium = ctypes.CDLL("libsodium.so.23")
 call = lambda name, *words: secret(name, *words, library=sodium)
 call("sodium_init")
 """
 KEPT = 'kept = ctypes.c_void_p(call("sodium_malloc", 64))\nctypes.memset(kept, 0x42, 64)\n'
-
-
-def run(
-    script: str, environment: dict[str, str], *, under: tuple[str, ...] = (), code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Run a Python script with the library; it must end with that exit code."""
-    words = [*under, "/usr/bin/python3", "-I", "-c", HELPERS + script]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 # Running out
@@ -146,7 +114,7 @@ def test_children(children: str, inherited: bool) -> None:
     """What a preloaded program executes is preloaded too, unless it is told not to."""
     script = "os.execv('/bin/cat', ['cat', '/proc/self/maps'])"
     done = run(script, preloaded(CHILDREN=children))
-    assert (LIBRARY in done.stdout) == inherited
+    assert (PRELOAD.split()[-1] in done.stdout) == inherited
 
 
 FORK = """
@@ -253,6 +221,33 @@ def test_libgcrypt(backend: str) -> None:
     )
     told = run(script, preloaded(backend, REPORT="/dev/stderr")).stderr
     assert json.loads(told.splitlines()[-1])["gcrypt"] is True
+
+
+SECURE = {
+    "libsodium": SODIUM + "kept = call('sodium_malloc', 64)\n",
+    "libgcrypt": (
+        "gcrypt = ctypes.CDLL('libgcrypt.so.20')\n"
+        "secret('gcry_check_version', None, library=gcrypt)\n"
+        "secret('gcry_control', 24, 32768, library=gcrypt)\n"
+        "kept = secret('gcry_malloc_secure', 64, library=gcrypt)\n"
+    ),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("toolkit", list(SECURE))
+def test_secure_memory_is_not_found(toolkit: str) -> None:
+    """What a program reads into its toolkit's secure memory is found in a plain one, and not in a preloaded one."""
+    script = SECURE[toolkit] + (
+        "assert secret('read', 0, ctypes.c_void_p(kept), 64, result=ctypes.c_int) == 64\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    wanted = {"secret": os.urandom(64)}
+    with reading(script, clean_environment(), wanted["secret"]) as pid:
+        assert found_in(pid, wanted) == {"secret"}
+    with reading(script, preloaded("kernel"), wanted["secret"]) as pid:
+        assert found_in(pid, wanted) == set()
 
 
 def test_gmp() -> None:

@@ -86,15 +86,18 @@ def test_testing_is_as_a_stranger_needs_it() -> None:
         assert {each for each in imported - ours if each not in sys.stdlib_module_names} <= {"pytest"}
 
 
-def test_pytest_is_needed_by_the_conformance_suite_only() -> None:
-    """secretfs.testing.backends and its parts import pytest; the rest needs the standard library only."""
+def test_pytest_is_needed_by_the_conformance_suite_and_the_plug_in_only() -> None:
+    """secretfs.testing.backends and its parts, and the plug-in, import pytest; the rest the standard library only."""
     suite = {"secretfs.testing._suite", "secretfs.testing._memory_contract", "secretfs.testing._process_contract"}
-    assert importers("pytest") == suite
+    plug_in = {"secretfs.testing.plugin", "secretfs.testing._child"}
+    assert importers("pytest") == suite | plug_in
+    assert set().union(*(importers(each) for each in plug_in)) <= plug_in
     assert set().union(*(importers(each) for each in suite)) - suite == {"secretfs.testing.backends"}
 
 
 @pytest.mark.parametrize(
-    "module", ["secretfs", "secretfs.testing", "secretfs.cli", "secretfs_kernel", "secretfs_emulator"]
+    "module",
+    ["secretfs", "secretfs.testing", "secretfs.cli", "secretfs_kernel", "secretfs_emulator"],
 )
 def test_import_is_light(module) -> None:
     """Importing the library, its testing tools, the command line or a backend loads neither FUSE, trio nor pytest."""

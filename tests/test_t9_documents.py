@@ -71,6 +71,20 @@ def test_each_row_is_an_error() -> None:
     assert [row for row in documented() if not any(each.fullmatch(row) for each in patterns)] == []
 
 
+def test_each_error_of_run_is_documented() -> None:
+    """docs/run.md has each sentence that `secretfs run` ends with, or its beginning."""
+    made = set()
+    for path in sorted((Path(secretfs_emulator.__file__).parent / "supervisor").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and getattr(node.func, "id", "") in ("RunError", "UsageError"):
+                made.add(template(node.args[0]))
+    document = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
+    rows = [span for line in document.splitlines() if line.startswith("| `") for span in re.findall(r"`([^`]+)`", line)]
+    sentences = {sentence for sentence in made if re.search("[a-z]{3}", sentence)}
+    assert len(sentences) > 10
+    assert [one for one in sorted(sentences) if not any(re.match(pattern(row).pattern, one) for row in rows)] == []
+
+
 def test_readme_shows_the_same_sentences() -> None:
     """What README's short table quotes is quoted from docs/errors.md."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## When it says no")[2].partition("\n## ")[0]

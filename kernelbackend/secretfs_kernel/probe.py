@@ -22,7 +22,8 @@ def probe() -> None:
     """Return if memory made by memfd_secret(2) is secret.
 
     A call that merely succeeds proves nothing: a sandbox may emulate it. So one page is made and pinning it is tried,
-    which must fail, after pinning an ordinary page has been seen to work.
+    which must fail, after pinning an ordinary page has been seen to work. `secretfs run` plays that too, and says who
+    it is.
 
     Raises:
         BackendUnavailable: with the reason, and the remedy as hint.
@@ -34,10 +35,15 @@ def probe() -> None:
             hint=f"use one of: {', '.join(sorted(libc.MEMFD_SECRET_NUMBERS))}",
         )
     try:
-        region = Region.create(libc.PAGE_SIZE, Guarantees(), shared=False)
+        region = Region.create(libc.PAGE_SIZE, Guarantees(), shared=True)  # its descriptor is asked who made it
     except OSError as error:
         raise _explained(error) from error
     try:
+        if libc.is_emulated(region.fileno()):
+            raise BackendUnavailable(
+                "memfd_secret is emulated here by secretfs run: its memory can be read like any other",
+                hint="start without `secretfs run`, or use --backend emulator",
+            )
         _prove(region._address)
     finally:
         region.close()

@@ -11,11 +11,13 @@ import mmap
 import os
 import shlex
 import shutil
+import signal
 import stat
 import struct
 import sys
 from typing import NoReturn
 
+from secretfs import libc
 from secretfs.errors import SecretFSError, UsageError
 
 __all__ = ["LIBRARY", "TOOLKITS", "command_line", "main", "state"]
@@ -98,7 +100,7 @@ def _require_library() -> None:
 
 
 def _environment(asked: argparse.Namespace) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = {os.fsdecode(name): os.fsdecode(value) for name, value in libc.original_environment().items()}
     if asked.backend is not None:
         tightened = asked.backend == "auto" and environment.get("SECRETFS_BACKEND") == "kernel"
         environment["SECRETFS_BACKEND"] = "kernel" if tightened else asked.backend
@@ -173,6 +175,8 @@ def _pkgconfig() -> str:
 def _become(program: str, command: list[str], environment: dict[str, str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
+    for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored_by_python, signal.SIG_DFL)
     try:
         os.execve(program, command, environment)  # noqa: S606 - becoming the command is what this is for
     except OSError as error:

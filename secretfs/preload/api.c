@@ -1,10 +1,11 @@
 /* The C API of secretfs.h. */
 #define _GNU_SOURCE
-#include "secretfs.h"
+#include "api.h"
 
 #include "config.h"
 #include "heap.h"
 #include "memory.h"
+#include "secretfs.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -39,6 +40,19 @@ static struct mapped *find(const void *memory)
 		if (mapped[i].memory == memory)
 			return &mapped[i];
 	return NULL;
+}
+
+void api_before_fork(void)
+{
+	pthread_mutex_lock(&lock);
+}
+
+void api_after_fork(int in_child)
+{
+	if (in_child)
+		pthread_mutex_init(&lock, NULL);
+	else
+		pthread_mutex_unlock(&lock);
 }
 
 void *secretfs_alloc(size_t size)

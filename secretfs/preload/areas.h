@@ -1,4 +1,4 @@
-/* The table of areas, for memory.c and replaced.c. */
+/* The table of areas, for memory.c, forks.c and replaced.c. */
 #ifndef SECRETFS_AREAS_H
 #define SECRETFS_AREAS_H
 
@@ -8,12 +8,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SLOT ((size_t)4 << 20)
-#define SLOTS 4096
+#define SLOT ((size_t)512 << 10)
+#define SLOTS 32768 /* 16 GiB */
 #define REPLACED 1024
 
 struct area {
-	char *start;
+	char *start; /* NULL: there is none */
 	size_t size;
 	enum kind kind;
 	int access; /* what mprotect(2) was told */
@@ -26,6 +26,11 @@ extern size_t areas_locked;        /* bytes */
 
 /* The first of `count` free slots in a row, or SLOTS. */
 size_t areas_find_slots(size_t count);
+
+void areas_each(void (*act)(struct area *area));
+
+/* Before the first area: 0, or -1 where not even a page can be mapped. */
+int forks_init(void);
 
 /* Move secret memory with the bytes of `start` over it. `scratch` is reserved, and reserved again afterwards. */
 int areas_move_over(char *start, size_t size, char *scratch, enum kind *kind);

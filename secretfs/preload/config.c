@@ -2,9 +2,13 @@
 #define _GNU_SOURCE
 #include "config.h"
 
+#include "api.h"
 #include "cgroup.h"
+#include "files.h"
+#include "foreign.h"
 #include "heap.h"
 #include "memory.h"
+#include "spans.h"
 #include "toolkits.h"
 
 #include <errno.h>
@@ -22,6 +26,7 @@ struct config config = {.kernel = 1, .emulator = 1, .toolkits = ALL, .children =
 atomic_ulong secretfs_fallbacks;
 atomic_int secretfs_reached;
 atomic_int secretfs_unreached;
+atomic_int secretfs_late;
 atomic_int secretfs_ready;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -147,6 +152,7 @@ static void read_environment(void)
 
 static void before_fork(void)
 {
+	api_before_fork();
 	heap_before_fork();
 	areas_before_fork();
 }
@@ -155,18 +161,24 @@ static void in_parent(void)
 {
 	areas_in_parent();
 	heap_after_fork(0);
+	api_after_fork(0);
 }
 
 static void in_child(void)
 {
+	spans_trim();
 	areas_in_child();
 	heap_after_fork(1);
+	api_after_fork(1);
+	files_in_child();
+	toolkits_in_child();
 }
 
 static void start(void)
 {
 	struct totals totals;
 
+	foreign_start();
 	read_environment();
 	if (memory_init(config.kernel, config.emulator))
 		give_up(125,
@@ -209,17 +221,19 @@ static void report(void)
 	memory_totals(&totals);
 	if (areas_are_sealed())
 		return; /* it may not write any more (sandbox.c) */
-	if (!totals.locked && !atomic_load(&secretfs_fallbacks) && !atomic_load(&secretfs_unreached))
+	if (!totals.locked && !atomic_load(&secretfs_fallbacks) && !atomic_load(&secretfs_unreached) &&
+	    !atomic_load(&secretfs_late))
 		return; /* a program that has no use for it */
 	length = snprintf(text, sizeof text,
 			  "{\"version\": 1, \"pid\": %d, \"program\": \"%s\", \"backend\": \"%s\", \"locked\": %zu, "
 			  "\"used\": %zu, \"fallbacks\": %lu, \"openssl\": %s, \"libsodium\": %s, \"gcrypt\": %s, "
-			  "\"gnutls\": %s, \"static_openssl\": %s}\n",
+			  "\"gnutls\": %s, \"static_openssl\": %s, \"late_openssl\": %s}\n",
 			  (int)getpid(), strpbrk(program, "\"\\\n") ? "?" : program,
 			  totals.kind == KIND_KERNEL ? "kernel" : "emulator", totals.locked,
 			  heap_used(), atomic_load(&secretfs_fallbacks), seen & OPENSSL ? "true" : "false",
 			  seen & LIBSODIUM ? "true" : "false", seen & GCRYPT ? "true" : "false",
-			  seen & GNUTLS ? "true" : "false", atomic_load(&secretfs_unreached) ? "true" : "false");
+			  seen & GNUTLS ? "true" : "false", atomic_load(&secretfs_unreached) ? "true" : "false",
+			  atomic_load(&secretfs_late) ? "true" : "false");
 	if (!strcmp(config.report, "/dev/stderr")) {
 		fd = STDERR_FILENO;
 	} else {
@@ -238,7 +252,7 @@ static void report(void)
 __attribute__((constructor)) static void load(void)
 {
 	ensure_ready();
-	toolkits_start();
+	toolkits_look();
 	if (!config.children)
 		unsetenv("LD_PRELOAD");
 }

@@ -22,6 +22,7 @@ extern struct config config;
 extern atomic_ulong secretfs_fallbacks;
 extern atomic_int secretfs_reached;   /* toolkits whose allocations came here */
 extern atomic_int secretfs_unreached; /* an OpenSSL that is linked statically was seen */
+extern atomic_int secretfs_late;      /* one that allocates without us was seen */
 
 /* Read the environment and get ready; runs once, whoever comes first. */
 void secretfs_init(void);

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "config.h"
+#include "files.h"
 #include "memory.h"
 #include "toolkits.h"
 
@@ -30,35 +31,55 @@ API size_t (fread_unlocked)(void *buffer, size_t size, size_t count, FILE *strea
 API int fclose(FILE *stream);
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static char *window;
+static char *kept;
 
-/* Take the window; NULL where none can be locked. */
-static char *take_window(void)
+static char *map_window(void)
 {
-	pthread_mutex_lock(&lock);
-	if (!window) {
-		window = mmap(NULL, WINDOW, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		if (window == MAP_FAILED || mlock(window, WINDOW)) {
-			if (window != MAP_FAILED)
-				munmap(window, WINDOW);
-			window = NULL;
-			pthread_mutex_unlock(&lock);
-			return NULL;
-		}
-		madvise(window, WINDOW, MADV_DONTDUMP);
-		madvise(window, WINDOW, MADV_WIPEONFORK);
+	char *const window = mmap(NULL, WINDOW, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (window == MAP_FAILED)
+		return NULL;
+	if (mlock(window, WINDOW)) {
+		munmap(window, WINDOW);
+		return NULL;
 	}
+	madvise(window, WINDOW, MADV_DONTDUMP);
+	madvise(window, WINDOW, MADV_DONTFORK);
 	return window;
 }
 
-/* Copy what came to where it is wanted, and leave the window clean. */
-static void give_window_back(void *target, ssize_t got)
+/* The window, or one more: the other may wait for a pipe that this one is to fill. NULL where none can be locked. */
+static char *take_window(void)
 {
+	if (pthread_mutex_trylock(&lock))
+		return map_window();
+	if (!kept)
+		kept = map_window();
+	if (!kept)
+		pthread_mutex_unlock(&lock);
+	return kept;
+}
+
+/* Copy what came to where it is wanted, and leave the window clean. */
+static void give_window_back(char *window, void *target, ssize_t got)
+{
+	const int before = errno;
+
 	if (got > 0) {
 		memcpy(target, window, (size_t)got);
 		explicit_bzero(window, (size_t)got);
 	}
-	pthread_mutex_unlock(&lock);
+	if (window == kept)
+		pthread_mutex_unlock(&lock);
+	else
+		munmap(window, WINDOW);
+	errno = before;
+}
+
+void files_in_child(void)
+{
+	kept = NULL; /* left out of the fork; whoever had it is not there */
+	pthread_mutex_init(&lock, NULL);
 }
 
 static int refused(ssize_t result, const void *buffer)
@@ -69,14 +90,15 @@ static int refused(ssize_t result, const void *buffer)
 ssize_t read(int fd, void *buffer, size_t size)
 {
 	static ssize_t (*real)(int, void *, size_t);
+	char *window;
 	ssize_t got;
 
 	if (!real)
 		real = (ssize_t (*)(int, void *, size_t))next_function("read");
 	got = real(fd, buffer, size);
-	if (refused(got, buffer) && take_window()) {
+	if (refused(got, buffer) && (window = take_window())) {
 		got = real(fd, window, size < WINDOW ? size : WINDOW);
-		give_window_back(buffer, got);
+		give_window_back(window, buffer, got);
 	}
 	return got;
 }
@@ -84,14 +106,15 @@ ssize_t read(int fd, void *buffer, size_t size)
 ssize_t pread64(int fd, void *buffer, size_t size, off64_t offset)
 {
 	static ssize_t (*real)(int, void *, size_t, off64_t);
+	char *window;
 	ssize_t got;
 
 	if (!real)
 		real = (ssize_t (*)(int, void *, size_t, off64_t))next_function("pread64");
 	got = real(fd, buffer, size, offset);
-	if (refused(got, buffer) && take_window()) {
+	if (refused(got, buffer) && (window = take_window())) {
 		got = real(fd, window, size < WINDOW ? size : WINDOW, offset);
-		give_window_back(buffer, got);
+		give_window_back(window, buffer, got);
 	}
 	return got;
 }
@@ -121,12 +144,13 @@ static size_t read_stream(char *buffer, size_t size, FILE *stream, size_t (*real
 
 	while (done < size) {
 		const size_t wanted = size - done < WINDOW ? size - done : WINDOW;
+		char *const window = take_window();
 		size_t got;
 
-		if (!take_window())
+		if (!window)
 			return done + real(buffer + done, 1, size - done, stream);
 		got = real(window, 1, wanted, stream);
-		give_window_back(buffer + done, (ssize_t)got);
+		give_window_back(window, buffer + done, (ssize_t)got);
 		done += got;
 		if (got < wanted)
 			break;

@@ -1,9 +1,9 @@
 /*
- * A heap in secret memory: size classes in spans of 64 KiB, and what is larger in areas of its own.
+ * A heap in secret memory: size classes in spans of a few pages, and what is larger in areas of its own.
  *
- * Every thread keeps a few free pieces of each class; the rest lies in one list per class, with a lock each. A piece is
+ * Every thread keeps a few free pieces of each class; the rest lies in a few lists per class, with a lock each. A piece is
  * wiped when it is freed, so every free piece is zero but for the link of the list it is in: what is allocated needs
- * no clearing. What lies where is known from a table of spans outside of the secret memory.
+ * no clearing. What lies where is known from a table of pages outside of the secret memory.
  */
 #define _GNU_SOURCE
 #include "heap.h"
@@ -11,199 +11,229 @@
 #include "cgroup.h"
 #include "config.h"
 #include "memory.h"
+#include "spans.h"
 
 #include <malloc.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-#define CLASSES 40 /* 16, 32, … 128, then four to each doubling: 160, 192, 224, 256, … 32768 */
+#define CLASSES 72 /* 16, 32, … 256, then eight to each doubling: 288, 320, … 32768 */
 #define LARGEST 32768
-#define KEPT 16 /* pieces of a class that a thread keeps */
+#define KEPT 64 /* pieces of a class that a thread keeps */
 #define KEPT_BYTES 16384
 #define LARGE 255
-#define SPANS ((size_t)1 << 18) /* of 16 GiB */
-#define FIRST_AREA ((size_t)64 << 10)
-#define LARGEST_AREA ((size_t)2 << 20)
-#define LONGEST_WAIT 1000 /* allocations */
+#define SHARDS 8 /* so that 64 threads do not wait for one that is not running */
 
 struct free_piece {
 	struct free_piece *next;
 };
 
 struct class {
-	pthread_mutex_t lock;
-	struct free_piece *free;
+	size_t size, span; /* bytes of a piece, and of a span of them */
+	unsigned kept;     /* by each thread */
 };
 
+/* Free pieces of a class. There are some for each, and a thread uses one of them. */
+struct list {
+	pthread_mutex_t lock;
+	struct free_piece *_Atomic free;
+} __attribute__((aligned(64)));
+
+/* Of a thread. They lie in ordinary memory of their own, since the dynamic linker has little for those of a library. */
 struct cache {
 	unsigned char count[CLASSES];
-	char registered;
 	void *pieces[CLASSES][KEPT];
+	struct list *lists; /* of each class one */
+	struct cache *next; /* of those that no thread has */
 };
 
 static struct class classes[CLASSES];
-static uint8_t span_class[SPANS]; /* a class and one, or LARGE; 0: nothing of the heap's */
-static __thread struct cache cache __attribute__((tls_model("initial-exec")));
+static struct list lists[SHARDS * CLASSES]; /* all classes of one shard, then of the next */
+static __thread struct cache *cache __attribute__((tls_model("initial-exec")));
+static struct cache *spare_caches;
+static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_key_t at_thread_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-static pthread_mutex_t span_lock = PTHREAD_MUTEX_INITIALIZER;
-static char *fresh, *fresh_end; /* spans of the newest area that were never used */
-static size_t area_next = FIRST_AREA;
-static size_t used_spans;
 
 static unsigned class_of(size_t size)
 {
 	unsigned shift;
 
-	if (size <= 128)
+	if (size <= 256)
 		return size ? (unsigned)((size - 1) / 16) : 0;
 	shift = 63 - (unsigned)__builtin_clzl(size - 1); /* size is above 2^shift and at most twice that */
-	return 8 + (shift - 7) * 4 + (unsigned)((size - 1) >> (shift - 2) & 3);
+	return 16 + (shift - 8) * 8 + (unsigned)((size - 1) >> (shift - 3) & 7);
 }
 
 static size_t class_size(unsigned class)
 {
-	const unsigned shift = 7 + (class - 8) / 4;
+	const unsigned shift = 8 + (class - 16) / 8;
 
-	return class < 8 ? (class + 1) * 16 : ((size_t)1 << shift) + ((class - 8) % 4 + 1) * ((size_t)1 << (shift - 2));
+	return class < 16 ? (class + 1) * 16 : ((size_t)1 << shift) + ((class - 16) % 8 + 1) * ((size_t)1 << (shift - 3));
 }
 
-static unsigned kept(unsigned class)
+/* Whole pages for some pieces of that size, with the least loss at the end. */
+static size_t span_size(size_t size)
 {
-	const size_t count = KEPT_BYTES / class_size(class);
+	const size_t pieces = size <= 2048 ? 8 : size <= 16384 ? 4 : 2, least = (pieces * size + PAGE - 1) & ~(PAGE - 1);
+	size_t best = least;
 
-	return count >= KEPT ? KEPT : count ? (unsigned)count : 1;
+	for (size_t span = least; span < 2 * least; span += PAGE)
+		if (span % size * best < best % size * span) /* span % size / span < best % size / best */
+			best = span;
+	return best;
+}
+
+static void put_back(struct list *list, struct free_piece *piece)
+{
+	piece->next = list->free;
+	list->free = piece;
+}
+
+/* All but so many of what this thread keeps of a class, for the others. */
+static void flush(unsigned class, unsigned left)
+{
+	struct list *const list = &cache->lists[class];
+
+	pthread_mutex_lock(&list->lock);
+	while (cache->count[class] > left)
+		put_back(list, cache->pieces[class][--cache->count[class]]);
+	pthread_mutex_unlock(&list->lock);
 }
 
 /* A thread ends: its pieces go to the others. */
 static void give_back(void *unused)
 {
 	(void)unused;
-	for (unsigned class = 0; class < CLASSES; class++) {
-		pthread_mutex_lock(&classes[class].lock);
-		while (cache.count[class]) {
-			struct free_piece *piece = cache.pieces[class][--cache.count[class]];
+	for (unsigned class = 0; class < CLASSES; class++)
+		flush(class, 0);
+	pthread_mutex_lock(&spare_lock);
+	cache->next = spare_caches;
+	spare_caches = cache;
+	pthread_mutex_unlock(&spare_lock);
+	cache = NULL;
+}
 
-			piece->next = classes[class].free;
-			classes[class].free = piece;
+/* One that a thread had which has ended, or some more. */
+static struct cache *take_cache(void)
+{
+	const size_t some = 7;
+	struct cache *taken;
+
+	pthread_mutex_lock(&spare_lock);
+	if (!spare_caches) {
+		struct cache *const fresh =
+			mmap(NULL, some * sizeof *fresh, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		for (size_t i = 0; fresh != MAP_FAILED && i < some; i++) {
+			fresh[i].next = spare_caches;
+			spare_caches = &fresh[i];
 		}
-		pthread_mutex_unlock(&classes[class].lock);
 	}
-	cache.registered = 0;
+	taken = spare_caches;
+	if (taken) {
+		static unsigned turn;
+
+		spare_caches = taken->next;
+		taken->lists = lists + turn++ % SHARDS * CLASSES;
+	}
+	pthread_mutex_unlock(&spare_lock);
+	return taken;
+}
+
+static void start_lists(void)
+{
+	for (unsigned i = 0; i < SHARDS * CLASSES; i++)
+		pthread_mutex_init(&lists[i].lock, NULL);
 }
 
 static void start(void)
 {
 	pthread_key_create(&at_thread_end, give_back);
-	for (unsigned class = 0; class < CLASSES; class++)
-		pthread_mutex_init(&classes[class].lock, NULL);
+	start_lists();
+	for (unsigned i = 0; i < CLASSES; i++) {
+		struct class *const class = &classes[i];
+		const size_t size = class_size(i);
+
+		class->size = size;
+		class->span = span_size(size);
+		class->kept = size * KEPT <= KEPT_BYTES ? KEPT : size <= KEPT_BYTES ? (unsigned)(KEPT_BYTES / size) : 1;
+	}
 }
 
-static void get_ready(void)
+/* 0 where this thread cannot have a cache. */
+static int get_ready(void)
 {
 	ensure_ready();
 	pthread_once(&once, start);
-	pthread_setspecific(at_thread_end, &cache);
-	cache.registered = 1;
+	cache = take_cache();
+	if (cache)
+		pthread_setspecific(at_thread_end, cache);
+	return cache != NULL;
 }
 
-/* Another area, of twice the size of the last one if that can be had. What was refused is not asked for each time. */
-static int grow(void)
+/* Up to half of what this thread keeps, from a list that is locked; how many. */
+static unsigned take_from(struct list *list, unsigned class)
 {
-	static unsigned wait, waited;
+	const unsigned wanted = (classes[class].kept + 1) / 2;
+	unsigned got = 0;
 
-	if (waited < wait) {
-		waited++;
-		return -1;
+	while (list->free && got < wanted) {
+		struct free_piece *piece = list->free;
+
+		list->free = piece->next;
+		piece->next = NULL;
+		cache->pieces[class][got++] = piece;
 	}
-	for (size_t size = area_next; size >= FIRST_AREA; size /= 2) {
-		fresh = area_map(size);
-		if (fresh) {
-			fresh_end = fresh + size;
-			if (size == area_next && area_next < LARGEST_AREA)
-				area_next *= 2;
-			wait = waited = 0;
-			return 0;
-		}
-	}
-	fresh = fresh_end = NULL;
-	wait = wait < LONGEST_WAIT ? 2 * wait + 1 : wait;
-	waited = 0;
-	return -1;
+	cache->count[class] = (unsigned char)got;
+	return got;
 }
 
-void heap_reserve(size_t size)
+/* What others have; those that are at it are waited for only if nothing else is left. */
+static unsigned take_from_others(unsigned class, int wait)
 {
-	pthread_mutex_lock(&span_lock);
-	if ((size_t)(fresh_end - fresh) < size) {
-		if (area_next < size)
-			area_next = size;
-		grow(); /* what was left of the last area is lost, and nothing else: it was never used */
+	for (unsigned i = 0; i < SHARDS; i++) {
+		struct list *const list = &lists[i * CLASSES + class];
+		unsigned got;
+
+		if (!list->free || (wait ? pthread_mutex_lock(&list->lock) : pthread_mutex_trylock(&list->lock)))
+			continue;
+		got = take_from(list, class);
+		pthread_mutex_unlock(&list->lock);
+		if (got)
+			return got;
 	}
-	pthread_mutex_unlock(&span_lock);
+	return 0;
 }
 
-static char *take_span(unsigned class)
+/* A fresh span, cut up. */
+static unsigned take_fresh(struct list *list, unsigned class)
 {
-	char *span = NULL;
+	const size_t size = classes[class].size, whole = classes[class].span;
+	char *const span = span_take(whole, (uint8_t)(class + 1));
 
-	pthread_mutex_lock(&span_lock);
-	if (fresh < fresh_end || !grow()) {
-		span = fresh;
-		fresh += SPAN;
-		used_spans++;
-		span_class[span_of(span)] = (uint8_t)(class + 1);
-	}
-	pthread_mutex_unlock(&span_lock);
-	return span;
+	for (size_t at = span ? whole / size : 0; at-- > 0;)
+		put_back(list, (void *)(span + at * size));
+	return take_from(list, class);
 }
 
 /* Pieces for this thread; 0 where there is no more memory. */
 static unsigned refill(unsigned class)
 {
-	struct class *const group = &classes[class];
-	const size_t size = class_size(class);
-	const unsigned wanted = (kept(class) + 1) / 2;
-	unsigned got = 0;
+	struct list *const list = &cache->lists[class];
+	unsigned got;
 
-	pthread_mutex_lock(&group->lock);
-	if (!group->free) {
-		char *const span = take_span(class);
-
-		for (size_t at = span ? SPAN / size : 0; at-- > 0;) {
-			struct free_piece *piece = (void *)(span + at * size);
-
-			piece->next = group->free;
-			group->free = piece;
-		}
-	}
-	while (group->free && got < wanted) {
-		struct free_piece *piece = group->free;
-
-		group->free = piece->next;
-		piece->next = NULL;
-		cache.pieces[class][got++] = piece;
-	}
-	pthread_mutex_unlock(&group->lock);
-	cache.count[class] = (unsigned char)got;
-	return got;
-}
-
-/* Half of what this thread keeps of a class, for the others. */
-static void flush(unsigned class)
-{
-	const unsigned left = kept(class) / 2;
-
-	pthread_mutex_lock(&classes[class].lock);
-	while (cache.count[class] > left) {
-		struct free_piece *piece = cache.pieces[class][--cache.count[class]];
-
-		piece->next = classes[class].free;
-		classes[class].free = piece;
-	}
-	pthread_mutex_unlock(&classes[class].lock);
+	pthread_mutex_lock(&list->lock);
+	got = take_from(list, class);
+	pthread_mutex_unlock(&list->lock);
+	if (got || (got = take_from_others(class, 0)))
+		return got;
+	pthread_mutex_lock(&list->lock);
+	got = take_fresh(list, class);
+	pthread_mutex_unlock(&list->lock);
+	return got ? got : take_from_others(class, 1);
 }
 
 static void *alloc_large(size_t size)
@@ -214,7 +244,7 @@ static void *alloc_large(size_t size)
 		return NULL;
 	start = area_map((size + 4095) & ~(size_t)4095);
 	if (start)
-		span_class[span_of(start)] = LARGE;
+		*kind_of(start) = LARGE;
 	return start;
 }
 
@@ -222,41 +252,48 @@ void *heap_alloc(size_t size)
 {
 	unsigned class;
 
-	if (!cache.registered)
-		get_ready();
+	if (!cache && !get_ready())
+		return NULL;
 	if (size > LARGEST)
 		return alloc_large(size);
 	class = class_of(size);
-	if (!cache.count[class] && !refill(class))
+	if (!cache->count[class] && !refill(class))
 		return NULL;
-	return cache.pieces[class][--cache.count[class]];
+	return cache->pieces[class][--cache->count[class]];
 }
 
 size_t heap_size(const void *memory)
 {
-	const uint8_t class = span_class[span_of(memory)];
+	const uint8_t class = *kind_of(memory);
 
-	return class == LARGE ? area_size(memory) : class ? class_size(class - 1u) : 0;
+	return class == LARGE ? area_size(memory) : class ? classes[class - 1].size : 0;
 }
 
 void heap_free(void *memory)
 {
-	const uint8_t held = span_class[span_of(memory)];
+	const uint8_t held = *kind_of(memory);
 	const unsigned class = held - 1u;
 
 	if (held == LARGE) {
-		span_class[span_of(memory)] = 0;
+		*kind_of(memory) = 0;
 		area_unmap(memory);
 		return;
 	}
 	if (!held)
 		give_up(134, "memory was freed that was never allocated, or twice");
-	if (!cache.registered)
-		get_ready();
-	explicit_bzero(memory, class_size(class));
-	if (cache.count[class] >= kept(class))
-		flush(class);
-	cache.pieces[class][cache.count[class]++] = memory;
+	if (!cache && !get_ready()) {
+		explicit_bzero(memory, classes[class].size);
+		pthread_mutex_lock(&lists[class].lock);
+		put_back(&lists[class], memory);
+		pthread_mutex_unlock(&lists[class].lock);
+		return;
+	}
+	if (cache->count[class] && cache->pieces[class][cache->count[class] - 1] == memory)
+		give_up(134, "memory was freed that was never allocated, or twice");
+	explicit_bzero(memory, classes[class].size);
+	if (cache->count[class] >= classes[class].kept)
+		flush(class, classes[class].kept / 2);
+	cache->pieces[class][cache->count[class]++] = memory;
 }
 
 void *heap_realloc(void *memory, size_t size)
@@ -289,8 +326,8 @@ void *secret_malloc(size_t size)
 {
 	void *memory = heap_alloc(size);
 
-	if (memory)
-		return memory;
+	if (memory || size > secretfs_range)
+		return memory; /* what can never be had is the caller's mistake, and no reason to end the program */
 	exhausted(size);
 	return calloc(1, size);
 }
@@ -320,34 +357,34 @@ void secret_free(void *memory)
 		free(memory);
 }
 
+void heap_reserve(size_t size)
+{
+	spans_reserve(size);
+}
+
 size_t heap_used(void)
 {
-	size_t spans;
-
-	pthread_mutex_lock(&span_lock);
-	spans = used_spans;
-	pthread_mutex_unlock(&span_lock);
-	return spans * SPAN;
+	return spans_used();
 }
 
 void heap_before_fork(void)
 {
-	for (unsigned class = 0; class < CLASSES; class++)
-		pthread_mutex_lock(&classes[class].lock);
-	pthread_mutex_lock(&span_lock);
+	pthread_mutex_lock(&spare_lock);
+	for (unsigned i = 0; i < SHARDS * CLASSES; i++)
+		pthread_mutex_lock(&lists[i].lock);
+	spans_before_fork();
 }
 
 /* What other threads kept is lost to the child, as those threads are. */
 void heap_after_fork(int in_child)
 {
-	if (in_child)
-		pthread_mutex_init(&span_lock, NULL);
-	else
-		pthread_mutex_unlock(&span_lock);
-	for (unsigned class = 0; class < CLASSES; class++) {
-		if (in_child)
-			pthread_mutex_init(&classes[class].lock, NULL);
-		else
-			pthread_mutex_unlock(&classes[class].lock);
+	spans_after_fork(in_child);
+	if (in_child) {
+		pthread_mutex_init(&spare_lock, NULL);
+		start_lists();
+		return;
 	}
+	for (unsigned i = 0; i < SHARDS * CLASSES; i++)
+		pthread_mutex_unlock(&lists[i].lock);
+	pthread_mutex_unlock(&spare_lock);
 }

@@ -7,9 +7,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SPAN_SHIFT 16
-#define SPAN ((size_t)1 << SPAN_SHIFT) /* areas are whole spans; what a heap cuts up */
-
 /* The addresses at which all our memory lies, and nothing else. */
 extern char *secretfs_base;
 extern size_t secretfs_range;
@@ -17,12 +14,6 @@ extern size_t secretfs_range;
 static inline int is_ours(const void *memory)
 {
 	return (uintptr_t)memory - (uintptr_t)secretfs_base < secretfs_range;
-}
-
-/* The number of the span that an address of ours lies in. */
-static inline size_t span_of(const void *memory)
-{
-	return ((uintptr_t)memory - (uintptr_t)secretfs_base) >> SPAN_SHIFT;
 }
 
 struct totals {
@@ -42,6 +33,9 @@ int areas_are_sealed(void);
 
 /* mprotect(2) a whole area; 0, or -1 where there is none. */
 int area_protect(void *start, int access);
+
+/* In a child, before areas_in_child(): give up the end of an area, which nobody has used. */
+void area_trim(char *start, const char *end);
 
 /* Wipe and unmap an area. */
 void area_unmap(void *start);

@@ -1,5 +1,5 @@
 /*
- * OpenSSL's memory, 1.1.1 and 3.x: all of it, and the calls of its secure heap.
+ * OpenSSL's memory, 1.1.1 and 3.x: all of it. Its secure heap is in secureheap.c.
  *
  * These take the place of libcrypto's functions of the same names wherever calls go through the dynamic linker; where
  * libcrypto binds its own calls to itself, CRYPTO_set_mem_functions (toolkits.c) brings them here.
@@ -54,6 +54,7 @@ void openssl_free(void *memory, HERE)
 	secret_free(memory);
 }
 
+API int CRYPTO_set_mem_functions(void *allocate, void *reallocate, void *release);
 API void *CRYPTO_malloc(size_t size, HERE);
 API void *CRYPTO_zalloc(size_t size, HERE);
 API void *CRYPTO_realloc(void *memory, size_t size, HERE);
@@ -64,16 +65,6 @@ API char *CRYPTO_strndup(const char *text, size_t size, HERE);
 API void *CRYPTO_aligned_alloc(size_t size, size_t alignment, void **freeptr, HERE);
 API void CRYPTO_free(void *memory, HERE);
 API void CRYPTO_clear_free(void *memory, size_t size, HERE);
-API int CRYPTO_secure_malloc_init(size_t size, size_t least);
-API int CRYPTO_secure_malloc_done(void);
-API int CRYPTO_secure_malloc_initialized(void);
-API void *CRYPTO_secure_malloc(size_t size, HERE);
-API void *CRYPTO_secure_zalloc(size_t size, HERE);
-API void CRYPTO_secure_free(void *memory, HERE);
-API void CRYPTO_secure_clear_free(void *memory, size_t size, HERE);
-API int CRYPTO_secure_allocated(const void *memory);
-API size_t CRYPTO_secure_used(void);
-API size_t CRYPTO_secure_actual_size(void *memory);
 
 void *CRYPTO_malloc(size_t size, HERE)
 {
@@ -146,7 +137,7 @@ void *CRYPTO_aligned_alloc(size_t size, size_t alignment, void **freeptr, HERE)
 
 	UNUSED;
 	*freeptr = NULL;
-	if (!size || alignment & (alignment - 1) || size + alignment < size)
+	if (!size || !alignment || alignment & (alignment - 1) || size + alignment < size)
 		return NULL;
 	memory = allocate(size + alignment);
 	*freeptr = memory;
@@ -167,59 +158,15 @@ void CRYPTO_clear_free(void *memory, size_t size, HERE)
 	secret_free(memory);
 }
 
-/* The secure heap: all of OpenSSL's memory is what it wants to be, so it is there at any time. */
-
-int CRYPTO_secure_malloc_init(size_t size, size_t least)
+/* A program that wants OpenSSL's memory from somewhere else (MySQL does, to count it) is told that it is so. */
+int CRYPTO_set_mem_functions(void *allocate_, void *reallocate_, void *release)
 {
-	(void)size;
-	(void)least;
-	return 1;
-}
+	static int (*real)(void *, void *, void *);
 
-int CRYPTO_secure_malloc_done(void)
-{
-	return 1;
-}
-
-int CRYPTO_secure_malloc_initialized(void)
-{
-	return 1;
-}
-
-void *CRYPTO_secure_malloc(size_t size, HERE)
-{
-	UNUSED;
-	return allocate(size);
-}
-
-void *CRYPTO_secure_zalloc(size_t size, HERE)
-{
-	UNUSED;
-	return allocate(size);
-}
-
-void CRYPTO_secure_free(void *memory, HERE)
-{
-	UNUSED;
-	secret_free(memory);
-}
-
-void CRYPTO_secure_clear_free(void *memory, size_t size, HERE)
-{
-	CRYPTO_clear_free(memory, size, file, line);
-}
-
-int CRYPTO_secure_allocated(const void *memory)
-{
-	return is_ours(memory);
-}
-
-size_t CRYPTO_secure_used(void)
-{
-	return heap_used();
-}
-
-size_t CRYPTO_secure_actual_size(void *memory)
-{
-	return is_ours(memory) ? heap_size(memory) : 0;
+	ensure_ready();
+	if (config.toolkits & OPENSSL)
+		return 1;
+	if (!real)
+		real = (int (*)(void *, void *, void *))next_function("CRYPTO_set_mem_functions");
+	return real ? real(allocate_, reallocate_, release) : 0;
 }

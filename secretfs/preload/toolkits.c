@@ -1,11 +1,13 @@
 /*
  * Cryptographic libraries that are there, or come later by dlopen(3).
  *
- * OpenSSL   CRYPTO_set_mem_functions, which it honours until its first allocation. On builds whose calls go through the
- *           dynamic linker (Debian's) openssl.c has them anyway; the library's answer says nothing about that.
+ * OpenSSL   CRYPTO_set_mem_functions, which it honours until its first allocation, in whatever object exports it: there
+ *           may be several, and a program that OpenSSL is linked into may export it. On builds whose calls go through
+ *           the dynamic linker (Debian's) openssl.c has them anyway.
  * GMP       __gmp_set_memory_functions, at any time: nettle's and so GnuTLS's big numbers.
  * GnuTLS    its exported pointers gnutls_malloc, gnutls_free, …; its documented hook is a stub.
- * libgcrypt, libsodium   pools that they mlock(2): see lock.c.
+ * libtasn1  its calls of malloc(3), which are bound to us (bindings.c): it has no hook.
+ * libgcrypt gcry_set_allocation_handler. A pool that it mlock(2)s, and libsodium's: see lock.c.
  *
  * An OpenSSL that is linked into a program or a library without its symbols (as in the wheels of pyca/cryptography)
  * cannot be reached by anybody. It is recognised by its version string, and said once.
@@ -13,19 +15,21 @@
 #define _GNU_SOURCE
 #include "toolkits.h"
 
+#include "bindings.h"
 #include "config.h"
 #include "heap.h"
+#include "loaded.h"
 #include "memory.h"
 
 #include <dlfcn.h>
-#include <elf.h>
-#include <link.h>
-#include <stdlib.h>
+#include <pthread.h>
+#include <stdint.h>
 #include <string.h>
-#include <sys/auxv.h>
 
 typedef int set_mem_functions(void *(*)(size_t, const char *, int), void *(*)(void *, size_t, const char *, int),
 			      void (*)(void *, const char *, int));
+typedef void set_allocation_handler(void *(*)(size_t), void *(*)(size_t), int (*)(const void *),
+				    void *(*)(void *, size_t), void (*)(void *));
 typedef void set_memory_functions(void *(*)(size_t), void *(*)(void *, size_t, size_t), void (*)(void *, size_t));
 
 API void *dlopen(const char *file, int flags);
@@ -73,125 +77,174 @@ static char *gnutls_strdup_(const char *text)
 	return copy ? memcpy(copy, text, size) : NULL;
 }
 
-/* A library by its name, if it is loaded; dlopen(3) with RTLD_LOCAL hides its functions from RTLD_DEFAULT. */
-struct search {
-	const char *part;
-	char path[4096];
-};
-
-static int look_at(struct dl_phdr_info *info, size_t size, void *data)
-{
-	struct search *const search = data;
-	const char *const slash = strrchr(info->dlpi_name, '/');
-
-	(void)size;
-	if (strncmp(slash ? slash + 1 : info->dlpi_name, search->part, strlen(search->part)))
-		return 0;
-	strncpy(search->path, info->dlpi_name, sizeof search->path - 1);
-	return 1;
-}
-
-static void *function_of(const char *library, const char *name)
-{
-	void *(*const open)(const char *, int) = (void *(*)(const char *, int))next_function("dlopen");
-	struct search search = {.part = library};
-	void *handle, *function = NULL;
-
-	if (!dl_iterate_phdr(look_at, &search) || !open)
-		return NULL;
-	handle = open(search.path, RTLD_LAZY | RTLD_NOLOAD);
-	if (handle) {
-		function = dlsym(handle, name);
-		dlclose(handle);
-	}
-	return function;
-}
-
 /* Set a pointer that GnuTLS exports, if it is loaded; a program may have a copy of its own, which then is the one used. */
-static void set_pointer(const char *name, void *function)
+static void set_pointer(void *library, const char *name, void *function)
 {
 	void **pointer = dlsym(RTLD_DEFAULT, name);
 
 	if (!pointer)
-		pointer = function_of("libgnutls.so", name);
+		pointer = dlsym(library, name);
 	if (pointer)
 		*pointer = function;
 }
 
-static void set_gnutls(void)
+static void set_gnutls(void *library)
 {
-	set_pointer("gnutls_malloc", (void *)gmp_malloc);
-	set_pointer("gnutls_secure_malloc", (void *)gmp_malloc);
-	set_pointer("gnutls_calloc", (void *)gnutls_calloc_);
-	set_pointer("gnutls_realloc", (void *)gnutls_realloc_);
-	set_pointer("gnutls_strdup", (void *)gnutls_strdup_);
-	set_pointer("gnutls_free", (void *)secret_free);
+	set_pointer(library, "gnutls_malloc", (void *)gmp_malloc);
+	set_pointer(library, "gnutls_secure_malloc", (void *)gmp_malloc);
+	set_pointer(library, "gnutls_calloc", (void *)gnutls_calloc_);
+	set_pointer(library, "gnutls_realloc", (void *)gnutls_realloc_);
+	set_pointer(library, "gnutls_strdup", (void *)gnutls_strdup_);
+	set_pointer(library, "gnutls_free", (void *)secret_free);
 }
 
-/* Whether an object's constants hold OpenSSL's version, without being libcrypto. */
-static int has_openssl(struct dl_phdr_info *info, size_t size, void *data)
+static void set_gmp(void *library)
 {
-	static const char version[] = "OpenSSL ";
-	const char *const slash = strrchr(info->dlpi_name, '/');
-	const char *const name = slash ? slash + 1 : info->dlpi_name;
+	set_memory_functions *const set = (set_memory_functions *)dlsym(library, "__gmp_set_memory_functions");
 
-	(void)size;
-	if (!strncmp(name, "libcrypto", 9) || !strncmp(name, "libssl", 6) || !strncmp(name, "libsecretfs", 11))
-		return 0;
-	for (int i = 0; i < info->dlpi_phnum; i++) {
-		const ElfW(Phdr) *const part = &info->dlpi_phdr[i];
-		const char *at = (const char *)(info->dlpi_addr + part->p_vaddr), *const end = at + part->p_filesz;
-
-		if (part->p_type != PT_LOAD || part->p_flags != PF_R || part->p_filesz < 1 << 18)
-			continue;
-		while ((at = memmem(at, (size_t)(end - at), version, sizeof version - 1)) && end - at > 32) {
-			const char *const digits = at + sizeof version - 1;
-
-			if (digits[0] >= '1' && digits[0] <= '9' && digits[1] == '.' && digits[3] == '.' &&
-			    memmem(digits, 20, " 20", 3)) {
-				*(const char **)data = *name ? name : "this program";
-				return 1;
-			}
-			at = digits;
-		}
-	}
-	return 0;
+	if (set)
+		set(gmp_malloc, gmp_realloc, gmp_free);
 }
 
-static void look_for_static_openssl(void)
+/* libtasn1 takes keys apart for GnuTLS, and allocates with malloc(3). What it gives to others, free() takes (foreign.c). */
+static void set_tasn1(void *library)
 {
-	const char *name = NULL;
+	static const struct binding bindings[] = {
+		{"malloc", (void *)gmp_malloc}, {"calloc", (void *)gnutls_calloc_}, {"realloc", (void *)gnutls_realloc_},
+		{"free", (void *)secret_free},
+	};
 
-	if (atomic_load(&secretfs_unreached) || !dl_iterate_phdr(has_openssl, &name))
-		return;
-	if (!atomic_exchange(&secretfs_unreached, 1))
+	bindings_change(library, bindings, 4);
+}
+
+static int is_secure(const void *memory)
+{
+	return is_ours(memory);
+}
+
+static void *gcrypt_malloc(size_t size)
+{
+	(void)uses(GCRYPT);
+	return secret_malloc(size);
+}
+
+static void *gcrypt_realloc(void *memory, size_t size)
+{
+	return memory ? secret_realloc(memory, size) : gcrypt_malloc(size);
+}
+
+/* All that it allocates is as its secure memory then; GnuPG allocates everything through it. */
+static void set_gcrypt(void *library)
+{
+	set_allocation_handler *const set = (set_allocation_handler *)dlsym(library, "gcry_set_allocation_handler");
+
+	if (set)
+		set(gcrypt_malloc, gcrypt_malloc, is_secure, gcrypt_realloc, secret_free);
+}
+
+static int is_inside(const struct object *object, const void *address)
+{
+	return (uintptr_t)address >= object->start && (uintptr_t)address < object->end;
+}
+
+/* A function of an object's own, and not one of a library that it uses. */
+static void *own_function(const struct object *object, void *library, const char *name)
+{
+	void *const function = dlsym(library, name);
+
+	return is_inside(object, function) ? function : NULL;
+}
+
+/* Whether what this OpenSSL allocates comes from us: it is asked for a number. */
+static int is_reached(const struct object *object, void *library)
+{
+	void *(*const new)(void) = (void *(*)(void))own_function(object, library, "BN_new");
+	void (*const delete)(void *) = (void (*)(void *))own_function(object, library, "BN_free");
+	const unsigned long fallbacks = atomic_load(&secretfs_fallbacks);
+	void *const number = new && delete ? new() : NULL;
+	const int reached = number && (is_ours(number) || atomic_load(&secretfs_fallbacks) > fallbacks);
+
+	if (number)
+		delete(number);
+	return reached;
+}
+
+/* It would be the end of the program to give our memory to an OpenSSL that frees it without us. */
+static void give_up_openssl(const struct object *object)
+{
+	config.toolkits &= ~OPENSSL;
+	if (!atomic_exchange(&secretfs_late, 1))
+		say("%.100s had allocated memory before it could be reached; OpenSSL's keys go into ordinary memory from now on",
+		    object_name(object));
+}
+
+static void set_openssl(const struct object *object, void *library, set_mem_functions *set)
+{
+	unsigned long (*const version)(void) =
+		(unsigned long (*)(void))own_function(object, library, "OpenSSL_version_num");
+
+	if (!version || version() < 0x10101000ul)
+		give_up(125,
+			"%.100s is an OpenSSL older than 1.1.1, which is not supported; to run without protection of it, "
+			"set SECRETFS_PRELOAD_TOOLKIT without openssl",
+			object_name(object));
+	if (!set(openssl_malloc, openssl_realloc, openssl_free) && !is_reached(object, library))
+		give_up_openssl(object);
+}
+
+static int is_library(const struct object *object, const char *name)
+{
+	const char *const rest = object_name(object) + strlen(name);
+
+	return !strncmp(object_name(object), name, strlen(name)) && (*rest == '.' || *rest == '-');
+}
+
+static void look_for_openssl(const struct object *object, void *library)
+{
+	set_mem_functions *const set = (set_mem_functions *)own_function(object, library, "CRYPTO_set_mem_functions");
+
+	if (set)
+		set_openssl(object, library, set);
+	else if (object->openssl && !is_library(object, "libssl") && !atomic_exchange(&secretfs_unreached, 1))
 		say("%.100s has an OpenSSL linked into it that nothing can be preloaded for; its keys stay in ordinary memory",
-		    name);
+		    object_name(object));
 }
+
+static void look_at(const struct object *object)
+{
+	void *(*const open)(const char *, int) = (void *(*)(const char *, int))next_function("dlopen");
+	void *const library = open ? open(object->path[0] ? object->path : NULL, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+
+	if (!library || is_inside(object, (void *)toolkits_look))
+		return;
+	if (config.toolkits & OPENSSL)
+		look_for_openssl(object, library);
+	if (config.toolkits & GCRYPT && is_library(object, "libgcrypt"))
+		set_gcrypt(library);
+	if (config.toolkits & GNUTLS && is_library(object, "libgmp"))
+		set_gmp(library);
+	if (config.toolkits & GNUTLS && is_library(object, "libgnutls"))
+		set_gnutls(library);
+	if (config.toolkits & GNUTLS && is_library(object, "libtasn1"))
+		set_tasn1(library);
+	dlclose(library);
+}
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 void toolkits_look(void)
 {
-	if (config.toolkits & OPENSSL) {
-		set_mem_functions *const set = (set_mem_functions *)function_of("libcrypto.so",
-										"CRYPTO_set_mem_functions");
+	static struct object object;
 
-		if (set)
-			set(openssl_malloc, openssl_realloc, openssl_free);
-		look_for_static_openssl();
-	}
-	if (config.toolkits & GNUTLS) {
-		set_memory_functions *const set = (set_memory_functions *)function_of("libgmp.so",
-										      "__gmp_set_memory_functions");
-
-		if (set)
-			set(gmp_malloc, gmp_realloc, gmp_free);
-		set_gnutls();
-	}
+	pthread_mutex_lock(&lock);
+	while (next_new_object(&object))
+		look_at(&object);
+	pthread_mutex_unlock(&lock);
 }
 
-void toolkits_start(void)
+void toolkits_in_child(void)
 {
-	toolkits_look();
+	pthread_mutex_init(&lock, NULL); /* what it guards may be half done; then it is done again */
 }
 
 void *dlopen(const char *file, int flags)

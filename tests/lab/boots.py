@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ class Boot:
     append: tuple[str, ...]
     script: str
     arguments: tuple[str, ...] = ()
+    probe: bool = False
+    """Whether /lab/probe is wanted: the program that observes memfd_secret(2)."""
 
     def run(self) -> Answer:
         """Boot it, and return what the script has printed as JSON.
@@ -35,11 +39,20 @@ class Boot:
             RuntimeError: the script failed.
             image.NotRun: the kernel cannot be downloaded.
         """
-        script = HERE / self.script
-        result = lab.boot(self.kernel, script, *self.arguments, append=self.append, timeout=PATIENCE)
+        with tempfile.TemporaryDirectory(prefix="secretfs-probe-") as folder:
+            result = lab.boot(
+                self.kernel, HERE / self.script, *self.arguments, append=self.append,
+                files=[_probe(Path(folder))] if self.probe else [], timeout=PATIENCE,
+            )  # fmt: skip
         if result.code != 0:
             raise RuntimeError(f"{self.script} ended with {result.code} on {result.package}:\n{result.console}")
         return Answer(json.loads(result.output), result)
+
+
+def _probe(folder: Path) -> Path:
+    sources = sorted((HERE.parent / "secretprobe").glob("*.c"))
+    subprocess.run(["gcc", "-static", "-O1", "-o", folder / "probe", *sources, "-pthread"], check=True)
+    return folder / "probe"
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,9 @@ BOOTS = {
     "6.1": Boot("6.1", (), _MEMORY, ("emulator",)),
     "6.1-secretmem": Boot("6.1", (_ENABLE,), _MEMORY, ("kernel",)),
     "6.1-secretmem-init_on_free": Boot("6.1", (_ENABLE, _CLEAR), _MEMORY, ("kernel",)),
+    "6.1-probe": Boot("6.1", (), "guest_run.py", ("run",), probe=True),
     "6.12": Boot("6.12", (), _MEMORY, ("kernel",)),
+    "6.12-probe": Boot("6.12", (), "guest_run.py", ("native",), probe=True),
     "6.12-init_on_free": Boot("6.12", (_CLEAR,), _MEMORY, ("kernel",)),
     "6.1-audit": Boot("6.1", (), _AUDIT),
     "6.1-secretmem-audit": Boot("6.1", (_ENABLE,), _AUDIT),
