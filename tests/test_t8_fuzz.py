@@ -235,9 +235,10 @@ def test_preload_environment(variable: str, value: str) -> None:
     environment = {**clean_environment(), variable: value}
     command = [sys.executable, "-I", "-m", "secretfs", "preload", "--", "/bin/true"]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, errors="replace", timeout=60, check=False
+        command, env=environment, capture_output=True, text=True, errors="surrogateescape", timeout=60, check=False
     )
     assert done.returncode in (0, 125, 3), (variable, value, done)
     if done.returncode:
         assert "\n" not in done.stderr.strip() or "hint" in done.stderr
         assert done.stderr
+        assert all(" " <= letter <= "~" for letter in done.stderr.strip() if letter != "\n"), done.stderr

@@ -44,6 +44,9 @@ static void message(const char *kind, const char *format, va_list arguments)
 
 	if (length > (int)sizeof text - 2)
 		length = (int)sizeof text - 2;
+	for (int i = head; i < length; i++) /* values of the environment are shown: nothing for a terminal to obey */
+		if (text[i] < ' ' || text[i] > '~')
+			text[i] = '?';
 	text[length++] = '\n';
 	if (write(STDERR_FILENO, text, (size_t)length) < 0)
 		return;
