@@ -31,6 +31,9 @@ class Boot:
     arguments: tuple[str, ...] = ()
     probe: bool = False
     """Whether /lab/probe is wanted: the program that observes memfd_secret(2)."""
+    files: tuple[Path, ...] = ()
+    more: tuple[str, ...] = ()
+    """Distributions that its script needs beside the project's."""
 
     def run(self) -> Answer:
         """Boot it, and return what the script has printed as JSON.
@@ -42,7 +45,7 @@ class Boot:
         with tempfile.TemporaryDirectory(prefix="secretfs-probe-") as folder:
             result = lab.boot(
                 self.kernel, HERE / self.script, *self.arguments, append=self.append,
-                files=[_probe(Path(folder))] if self.probe else [], timeout=PATIENCE,
+                files=[*self.files, *([_probe(Path(folder))] if self.probe else [])], more=self.more, timeout=PATIENCE,
             )  # fmt: skip
         if result.code != 0:
             raise RuntimeError(f"{self.script} ended with {result.code} on {result.package}:\n{result.console}")
@@ -64,8 +67,13 @@ class Answer:
 
 
 _AUDIT = "guest_audit.py"
+_PYTEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
+_BACKENDS = ("guest_backends.py", (), False, (HERE.parent / "test_t1_backends.py",), _PYTEST)
 _MEMORY, _ENABLE, _CLEAR = "guest_memory.py", "secretmem.enable=1", "init_on_free=1"
 BOOTS = {
+    "6.1-backends": Boot("6.1", (), *_BACKENDS),
+    "6.1-secretmem-backends": Boot("6.1", (_ENABLE,), *_BACKENDS),
+    "6.12-backends": Boot("6.12", (), *_BACKENDS),
     "6.1-fallback": Boot("6.1", (), "guest_stock.py"),
     "6.1": Boot("6.1", (), _MEMORY, ("emulator",)),
     "6.1-secretmem": Boot("6.1", (_ENABLE,), _MEMORY, ("kernel",)),

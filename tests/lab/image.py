@@ -122,9 +122,16 @@ def base() -> Path:
 
 
 def overlay(
-    folder: Path, script: Path, arguments: Sequence[str], files: Sequence[Path], modules: Sequence[Path], token: str
+    folder: Path,
+    script: Path,
+    arguments: Sequence[str],
+    files: Sequence[Path],
+    modules: Sequence[Path],
+    token: str,
+    more: Sequence[str] = (),
 ) -> Path:
-    """The archive of the project's part, made in `folder`: the installed wheel and what it needs, and what to run.
+    """The archive of the project's part, made in `folder`: the installed wheel and what it needs, and what to run;
+    `more` are other distributions of this Python's environment.
 
     Raises:
         RuntimeError: the project is not installed for this Python, or this is not the guest's Python.
@@ -132,7 +139,7 @@ def overlay(
     root = folder / "root"
     lab = root / "lab"
     (lab / "bin").mkdir(parents=True)
-    _install(root / "usr/local/lib/python3.11/dist-packages")
+    _install(root / "usr/local/lib/python3.11/dist-packages", more)
     _write(root / "usr/local/bin/secretfs", COMMAND)
     for name in ("kcore", "client"):
         subprocess.run(["gcc", "-static", *STRICT, "-o", lab / "bin" / name, HERE / f"{name}.c"], check=True)
@@ -198,13 +205,13 @@ def _finish(root: Path) -> None:
     )  # fmt: skip
 
 
-def _install(target: Path) -> None:
-    """Copy the project and what it needs out of this Python's environment."""
+def _install(target: Path, more: Sequence[str]) -> None:
+    """Copy the project, what it needs, and more, out of this Python's environment."""
     if sys.version_info[:2] != GUEST_PYTHON:
         raise RuntimeError("the lab needs Python {}.{}".format(*GUEST_PYTHON))
     lock = HERE.parent.parent / "requirements-mount.txt"
     locked = [line.partition("==")[0] for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
-    for name in ("memfd-secretfs", *locked):
+    for name in ("memfd-secretfs", *locked, *more):
         try:
             files = importlib.metadata.distribution(name).files or []
         except importlib.metadata.PackageNotFoundError as error:

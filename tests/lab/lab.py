@@ -57,6 +57,7 @@ def boot(
     *arguments: str,
     append: Sequence[str] = (),
     files: Sequence[Path] = (),
+    more: Sequence[str] = (),
     memory: int = 384,
     timeout: float = 300.0,
 ) -> Result:
@@ -68,6 +69,7 @@ def boot(
         arguments: the script's.
         append: more words for the kernel's command line.
         files: more files for the guest, into /lab.
+        more: distributions of this Python's environment that the guest has, too.
         memory: the guest's, in MiB.
         timeout: seconds.
 
@@ -78,7 +80,7 @@ def boot(
     token = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(prefix="secretfs-lab-") as name:
         folder = Path(name)
-        overlay = image.overlay(folder, script, arguments, files, chosen.modules, token)
+        overlay = image.overlay(folder, script, arguments, files, chosen.modules, token, more)
         with (folder / "initrd").open("wb") as initrd:
             for part in (base, overlay):
                 with part.open("rb") as archive:
