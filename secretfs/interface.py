@@ -270,6 +270,12 @@ class MappedRegion:
             libc.mlock(self._address, self.size)
         libc.madvise(self._address, self.size, libc.MADV_DONTFORK)
 
+    def discard(self) -> None:
+        """Unmap without wiping what was never written, where not every page could be had."""
+        self._closed = True
+        self._close_descriptor()
+        self._unmap()
+
     def let_go(self) -> None:
         """In the parent: unmap without wiping what the child now has, or what the kernel clears if it has not."""
         if not self.guarantees.cleared_by_kernel:

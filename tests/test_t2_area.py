@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import errno
 import gc
 import os
 import pickle
@@ -10,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+from mounts import needs_secretmem
 
 from secretfs import SecretArea, libc
 from secretfs.errors import BoundsError, ClosedError, LimitError
@@ -332,3 +335,22 @@ def test_fake_counts_to_the_byte() -> None:
     regions.pop().close()
     assert fake.used == 2 * PAGE
     fake.map(PAGE).close()
+
+
+@needs_secretmem
+def test_pages_beyond_the_limit_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not every page can be had (newer kernels say so at the first touch, with SIGBUS), that is a LimitError."""
+
+    def fails(view: memoryview) -> None:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        libc.munmap(address + len(view) - libc.PAGE_SIZE, libc.PAGE_SIZE)
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+    def child() -> str:
+        SecretArea(1, backend="kernel").close()  # the backend has been probed
+        monkeypatch.setattr(libc, "fault_in", fails)
+        with pytest.raises(LimitError) as caught:
+            SecretArea(4 * libc.PAGE_SIZE, backend="kernel")
+        return str(caught.value)
+
+    assert "cannot lock" in in_child(child)

@@ -36,7 +36,7 @@ class Region(MappedRegion):
             with region.view() as view:
                 libc.fault_in(view)
         except OSError as error:
-            region.close()
+            region.discard()  # not wiped: on newer kernels touching a page beyond the limit is SIGBUS
             raise lock_refused(size, error) from error
         return region
 

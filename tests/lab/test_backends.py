@@ -29,7 +29,7 @@ def test_the_kernel_backend_conforms(told: Any) -> None:
 
 @pytest.mark.parametrize("boot", STOCK)
 def test_without_secret_memory_it_is_skipped(told: Any) -> None:
-    """Where there is no secret memory, the suite says so for each test."""
-    assert "TestKernel" not in told["passed"]
+    """Where there is no secret memory, the suite says so, and what needs none passes."""
+    assert told["passed"]["TestKernel"] < 10
     assert told["rule"] == "none"
     assert any("memfd_secret" in reason for reason in told["skipped"])
