@@ -27,7 +27,7 @@ from secretfs import mountinfo
 from secretfs.errors import BackendUnavailable
 
 SECRETFS = os.path.join(os.path.dirname(sys.executable), "secretfs")
-PATIENCE = 20.0
+PATIENCE = 60
 """Seconds that anything may take that is waited for."""
 NOBODY = 65534
 ROOT = os.geteuid() == 0
