@@ -21,9 +21,8 @@ NO_APT ?=
 export SECRETFS_NATIVE ?= require
 # More options for pytest, for example: make test T="-k cgroup -x"
 T ?=
-# What the tests' results are called, in $(STATE). What is in a rerun counts instead of what is in the report.
-RUN_OF_TESTS ?= report
-REPORT ?= $(RUN_OF_TESTS).xml
+# What the tests' results are called, in $(STATE).
+REPORT ?= report.xml
 
 # root's home is closed to other users too: root's environment lies where everybody can execute it.
 ifeq ($(shell id -u),0)
@@ -51,7 +50,7 @@ demo: apt-demo $(STATE)/installed  ## mount, serve TLS with nginx from a key in 
 .PHONY: test
 test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (options for pytest: T="-k area")
 	@echo "== testing"
-	@rm -f $(STATE)/$(REPORT) $(STATE)/$(REPORT:report%=rerun%)
+	@rm -f $(STATE)/$(REPORT)
 	@top=$$(scripts/copy-sources --if-closed $(STATE)/sources); \
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
 	$(RUN) -B -m pytest "$$top/tests" -c "$$top/pyproject.toml" --rootdir="$$top" \
@@ -60,24 +59,24 @@ test: apt-test $(STATE)/installed  ## the tests, against the installed wheel (op
 # Here comes what takes Go, Rust, a browser or a virtual machine: test-go, test-machines, ... each with its apt set.
 .PHONY: test-long
 test-long:  ## the tests that take minutes: real mounts with sanitizers and without a shim, a minute of hammering, 100,000 files
-	@$(MAKE) --no-print-directory test REPORT=$(RUN_OF_TESTS)-long.xml T="-m long $(T)"
+	@$(MAKE) --no-print-directory test REPORT=report-long.xml T="-m long $(T)"
 
 .PHONY: test-languages
 test-languages: apt-languages  ## programs in Go and Rust under `secretfs run`, with Debian's compilers
-	@$(MAKE) --no-print-directory test REPORT=$(RUN_OF_TESTS)-languages.xml T="-m languages $(T)"
+	@$(MAKE) --no-print-directory test REPORT=report-languages.xml T="-m languages $(T)"
 
 .PHONY: test-browser
 test-browser: apt-browser $(STATE)/installed  ## the audit's page in Chromium
-	@$(MAKE) --no-print-directory test REPORT=$(RUN_OF_TESTS)-browser.xml T="-m long -k test_t8_audit_page $(T)"
+	@$(MAKE) --no-print-directory test REPORT=report-browser.xml T="-m long -k test_t8_audit_page $(T)"
 
 .PHONY: lab
 lab: apt-lab $(STATE)/installed  ## boot packaged kernels in QEMU and search all their memory (options: T=...)
 	@echo "== booting kernels"
-	@rm -f $(STATE)/$(RUN_OF_TESTS)-lab.xml $(STATE)/rerun-lab.xml
+	@rm -f $(STATE)/report-lab.xml
 	@top=$$(scripts/copy-sources --if-closed $(STATE)/sources); \
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
 	$(RUN) -B -m pytest "$$top/tests/lab" -c "$$top/pyproject.toml" --rootdir="$$top" \
-	    -o cache_dir=$(STATE)/pytest-cache --junit-xml=$(STATE)/$(RUN_OF_TESTS)-lab.xml $(T)
+	    -o cache_dir=$(STATE)/pytest-cache --junit-xml=$(STATE)/report-lab.xml $(T)
 
 .PHONY: lab-docs
 lab-docs: apt-lab $(STATE)/installed  ## the same guests, and what was found in their memory into docs/lab.md
@@ -110,7 +109,7 @@ lint: apt-lint $(STATE)/requirements  ## ruff, mypy --strict, shellcheck
 
 .PHONY: check-skips
 check-skips:  ## after the tests: was anything skipped that may not be?
-	@$(PYTHON) -I scripts/check-skips.py tests/allowed-skips.txt $(STATE)/report*.xml $(wildcard $(STATE)/rerun*.xml)
+	@$(PYTHON) -I scripts/check-skips.py tests/allowed-skips.txt $(STATE)/report*.xml
 
 .PHONY: wheel
 wheel: apt-base $(STATE)/installed  ## build the wheel into dist/

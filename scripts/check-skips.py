@@ -4,7 +4,7 @@
     check-skips.py ALLOWED REPORT...
 
 ALLOWED  tests/allowed-skips.txt: one beginning of a reason per line, `#` starts a comment
-REPORT   the JUnit XML that `make test` writes, or one of its sisters; of a test that is in several the last counts
+REPORT   the JUnit XML that `make test` writes, or one of its sisters
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from xml.etree import ElementTree
 def main(allowed: str, *reports: str) -> int:
     """Return 0 if every skip is allowed and no test failed."""
     roots = [ElementTree.parse(report).getroot() for report in reports]  # noqa: S314 - written by our own pytest
-    named = {(case.get("classname"), case.get("name")): case for root in roots for case in root.iter("testcase")}
-    cases = list(named.values())
+    cases = [case for root in roots for case in root.iter("testcase")]
     beginnings = tuple(line for line in map(strip_comment, Path(allowed).read_text("utf-8").splitlines()) if line)
     skipped = [(case, mark) for case in cases for mark in case.iter("skipped") if "xfail" not in mark.get("type", "")]
     failed = sum(1 for case in cases if case.find("failure") is not None or case.find("error") is not None)
