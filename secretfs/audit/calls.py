@@ -5,9 +5,11 @@ Each is described in the man page of its name, in section 2; the numbers are tho
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "map_descriptor",
     "mincore",
     "perf_event_open",
+    "pidfd",
     "pidfd_getfd",
     "prctl",
     "process_madvise",
@@ -116,6 +119,16 @@ def mincore(address: int, pages: int, page_size: int) -> int:
 def prctl(option: int, *arguments: int) -> int:
     """prctl(2)."""
     return check(_libc.prctl(option, *arguments, *[0] * (4 - len(arguments))))
+
+
+@contextlib.contextmanager
+def pidfd(pid: int) -> Iterator[int]:
+    """pidfd_open(2), closed afterwards."""
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

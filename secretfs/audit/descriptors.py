@@ -44,7 +44,7 @@ def map_files(target: Target) -> bool:
 
 def pidfd_getfd(target: Target) -> bool:
     """Take every descriptor, map it and read."""
-    with _pidfd(target.pid) as pidfd:
+    with calls.pidfd(target.pid) as pidfd:
         for name in os.listdir(f"/proc/{target.pid}/fd"):
             with _taken(pidfd, int(name)) as fd:
                 if _readable(target, fd):
@@ -54,7 +54,7 @@ def pidfd_getfd(target: Target) -> bool:
 
 def pidfd_race(target: Target) -> bool:
     """Take descriptors while the memory is being made, before its owner has closed them."""
-    with _pidfd(target.pid) as pidfd:
+    with calls.pidfd(target.pid) as pidfd:
         end = time.monotonic() + _RACE
         while time.monotonic() < end:
             caught = _catch(target, pidfd)
@@ -71,7 +71,7 @@ def fuse_descriptor(target: Target) -> bool:
     """Stop the daemon, take its /dev/fuse, and read what a client writes in the meantime."""
     if target.subject == "ordinary":
         return _take_pipe(target)
-    with _pidfd(target.pid) as pidfd:
+    with calls.pidfd(target.pid) as pidfd:
         for name in os.listdir(f"/proc/{target.pid}/fd"):
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{target.pid}/fd/{name}") == "/dev/fuse":
@@ -98,15 +98,6 @@ def _any_opened(target: Target, folder: str, names: list[str]) -> bool:
     if refused is not None:
         raise refused
     return False
-
-
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    fd = os.pidfd_open(pid)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -159,7 +150,7 @@ def _catch(target: Target, pidfd: int) -> list[int]:
 
 def _take_pipe(target: Target) -> bool:
     """The control: a pipe in which the secret waits for its reader."""
-    with _pidfd(target.pid) as pidfd:
+    with calls.pidfd(target.pid) as pidfd:
         for name in os.listdir(f"/proc/{target.pid}/fd"):
             with _taken(pidfd, int(name)) as fd:
                 if stat.S_ISFIFO(os.fstat(fd).st_mode) and _reads_pipe(target, fd):

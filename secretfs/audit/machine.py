@@ -55,7 +55,7 @@ def swap(target: Target) -> bool:
     if shutil.which("mkswap") is None:
         raise NotTriedError("mkswap is not installed")
     places = target.places()
-    with _swap_file() as path, _pidfd(target.pid) as pidfd:
+    with _swap_file() as path, calls.pidfd(target.pid) as pidfd:
         for place in places:
             start = place.start // libc.PAGE_SIZE * libc.PAGE_SIZE
             with contextlib.suppress(OSError):
@@ -93,15 +93,6 @@ def _in_uncached(needle: Needle, path: str) -> bool:
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return needle.in_file(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    fd = os.pidfd_open(pid)
-    try:
-        yield fd
     finally:
         os.close(fd)
 
@@ -158,7 +149,7 @@ def _write(path: str, text: str) -> None:
 
 def _end(pid: int, number: int) -> None:
     """Send a signal that ends it, and return when it has ended: its core is written then, its memory free."""
-    with _pidfd(pid) as pidfd:
+    with calls.pidfd(pid) as pidfd:
         signal.pidfd_send_signal(pidfd, number)
         if not select.select([pidfd], [], [], 60)[0]:
             raise NotTriedError("it does not end")
