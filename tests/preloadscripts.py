@@ -44,5 +44,5 @@ def run(
     """Run a Python script with the library; it must end with that exit code."""
     words = [*under, "/usr/bin/python3", "-I", "-c", HELPERS + script]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=patience, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == code, (done.returncode, done.stdout + done.stderr)
     return done

@@ -240,7 +240,7 @@ static void *alloc_large(size_t size)
 {
 	char *start;
 
-	if (size > (size_t)1 << 40)
+	if (size > secretfs_range)
 		return NULL;
 	start = area_map((size + 4095) & ~(size_t)4095);
 	if (start)

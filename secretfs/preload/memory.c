@@ -101,13 +101,15 @@ static enum kind map_best(char *start, size_t size)
 
 void *area_map(size_t size)
 {
-	const size_t count = size > secretfs_range ? SLOTS : (size + GUARD + PAGE + SLOT - 1) / SLOT;
 	void *result = NULL;
 	struct area area;
-	size_t slot;
+	size_t slot, count = 0;
 
 	pthread_mutex_lock(&areas_lock);
-	slot = sealed ? SLOTS : areas_find_slots(count);
+	if (sealed || size > secretfs_range)
+		slot = SLOTS;
+	else
+		slot = areas_find_slots(count = (size + GUARD + PAGE + SLOT - 1) / SLOT);
 	if (slot < SLOTS) {
 		area.start = secretfs_base + slot * SLOT + GUARD; /* what is before it is a guard, and what is behind */
 		area.size = size;
