@@ -9,6 +9,8 @@ import pty
 import select
 import signal
 import struct
+import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -147,3 +149,44 @@ def test_a_shell_inside(terminal: Terminal) -> None:
     terminal.type("kill -9 %1; fg; exit 9\n")
     terminal.until(PROMPT)
     assert "code=9" in terminal.say("echo code=$?")
+
+
+FOLLOWER = """
+import os, signal, sys
+from secretfs_emulator.supervisor import follow
+number, stopped = int(sys.argv[1]), sys.argv[2] == "stopped"
+signal.pthread_sigmask(signal.SIG_BLOCK, follow.FOLLOWED)
+command = os.fork()
+if command == 0:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, follow.FOLLOWED)
+    while True:
+        signal.pause()
+pidfd = os.pidfd_open(command)
+os.kill(command, number)
+os.waitpid(command, os.WUNTRACED)
+if not stopped:
+    os.kill(command, signal.SIGCONT)
+    os.waitpid(command, os.WCONTINUED)
+if number != signal.SIGSTOP:
+    os.kill(os.getpid(), number)  # as the terminal stops all that are in the foreground
+follow._stop(number, pidfd)
+os.kill(command, signal.SIGKILL)
+os._exit(7 if signal.sigpending() <= {signal.SIGCONT, signal.SIGCHLD} else 8)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGSTOP])
+@pytest.mark.parametrize("state", ["stopped", "continued"])
+def test_stops_once(number: signal.Signals, state: str) -> None:
+    """For the command's stop and the terminal's signal there is one stop, and none if the command goes on already."""
+    words = [sys.executable, "-I", "-c", FOLLOWER, str(int(number)), state]
+    with subprocess.Popen(words, process_group=0) as follower:
+        try:
+            _, status = os.waitpid(follower.pid, os.WUNTRACED)
+            if state == "stopped":
+                assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == number
+                follower.send_signal(signal.SIGCONT)
+                _, status = os.waitpid(follower.pid, os.WUNTRACED)
+            assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 7
+        finally:
+            follower.kill()

@@ -54,7 +54,7 @@ def follow(supervisor: socket.socket, supervisor_pid: int) -> int:
             if word == "started":
                 pidfd = fds[0]
             elif word == "stopped":
-                _stop(int(rest))
+                _stop(int(rest), pidfd)
             elif word == "failed":
                 raise _failure(rest)
             elif word == "report":
@@ -111,16 +111,31 @@ def _process(pidfd: int) -> int:
 
 
 def _is_stopped(pidfd: int) -> bool:
-    return target.Status(_process(pidfd)).field(b"State").startswith(b"T")
+    """Whether a thread of the command is stopped; its first one may have ended."""
+    command = _process(pidfd)
+    try:
+        threads = os.listdir(f"/proc/{command}/task")
+        return any(target.Status(int(thread)).field(b"State").startswith(b"T") for thread in threads)
+    except OSError:
+        return False
 
 
-def _stop(number: int) -> None:
-    """Stop as the command has, so that the shell takes the terminal back; return when continued."""
-    if number != signal.SIGSTOP:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+def _stop(number: int, pidfd: int) -> None:
+    """Stop as the command has, so that the shell takes the terminal back; return when continued.
+
+    The signal is sent while it is blocked: then it is one with the terminal's own, if that is pending, and a SIGCONT
+    for both of us that overtakes it discards it. Was the command continued or ended before that, nothing stops.
+    """
+    if number == signal.SIGSTOP:
+        if _is_stopped(pidfd):
+            os.kill(os.getpid(), number)
+        return
     os.kill(os.getpid(), number)
-    if number != signal.SIGSTOP:
+    if _is_stopped(pidfd):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    else:
+        signal.sigtimedwait({number}, 0)
 
 
 def _orphaned(pidfd: int) -> int:
