@@ -15,7 +15,7 @@ import os
 from dataclasses import replace
 from types import TracebackType
 
-from secretfs import cachelines, cgroup, libc, registry, sharing
+from secretfs import cachelines, cgroup, libc, registry, sharing, turns
 from secretfs.errors import BoundsError, ClosedError
 from secretfs.interface import Backend, Guarantees, Region, Shareable, round_up
 from secretfs.living import Living
@@ -23,6 +23,8 @@ from secretfs.living import Living
 __all__ = ["SecretArea"]
 
 _areas: Living[SecretArea] = Living()
+_process = os.getpid()
+"""This process, known without a system call for each access."""
 
 
 class SecretArea:
@@ -64,7 +66,7 @@ class SecretArea:
             backend = registry.choose_warning(backend).backend
         self._backend = backend
         self._shared = shared
-        self._owner = os.getpid()
+        self._owner = _process
         self._view: memoryview | None = None
         self._region, self._view = self._map(size)
         self._remember_descriptor()
@@ -100,7 +102,7 @@ class SecretArea:
         chosen, region = sharing.attach(fd, backend)
         area = cls.__new__(cls)
         area._backend, area._shared, area._uncached = chosen, True, False
-        area._owner = os.getpid()
+        area._owner = _process
         area._region, area._view = region, region.view()
         area._remember_descriptor()
         _areas.add(area)
@@ -243,7 +245,7 @@ class SecretArea:
         """
         view = getattr(self, "_view", None)  # None also where __init__ failed
         if view is not None:
-            if os.getpid() == self._owner:
+            if _process == self._owner:
                 self._flush(0, len(view))
             self._view = None
             view.release()
@@ -280,7 +282,7 @@ class SecretArea:
         if self._fd < 0:
             raise ClosedError("this area belongs to the process that this one was forked from")
         _, self._region = sharing.attach(self._fd, self._backend)
-        self._owner = os.getpid()
+        self._owner = _process
         self._view = self._region.view()
         os.close(self._fd)  # the one that was inherited; the region has another
         self._remember_descriptor()
@@ -291,11 +293,19 @@ class SecretArea:
         view = self._view
         if view is None:
             raise ClosedError("this area was closed")
-        if os.getpid() != self._owner:
+        if _process != self._owner:
             view = self._map_in_child()
         if offset < 0 or offset + length > len(view):
             raise BoundsError(f"{length} bytes at {offset} are outside an area of {len(view)} bytes")
         return view
+
+
+def _forked() -> None:
+    global _process  # noqa: PLW0603
+    _process = os.getpid()
+
+
+turns.at_fork(after_in_child=_forked)
 
 
 @atexit.register

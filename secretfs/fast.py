@@ -23,16 +23,13 @@ FILES = 1024
 NAMES = 1 << 20
 PIECES = 16
 DEFERRED = 256
-NANO = 10**9
-VALID = 300
-"""Seconds that the kernel may keep attributes; all changes go through it, so any number is right."""
 
 # The structures of fast.h, which has the meaning of each field.
 _FILE = struct.Struct("=QQqqQQ")
 _PIECE = struct.Struct("=QQQ")
 _ENTRY = _FILE.size + PIECES * _PIECE.size
 _DEFERRED = struct.Struct("=QQQ")
-_ATTRIBUTES = struct.Struct("=QQII6Q10I")  # the inode number, struct fuse_attr_out with struct fuse_attr
+_ATTRIBUTES = struct.Struct("=QQ3q4I")
 _INO = struct.Struct("=Q")
 FULL = 0xFF
 """A count that is not trusted any more."""
@@ -114,11 +111,10 @@ class FastFiles:
 
     def publish_attributes(self, node: Node) -> None:
         """Let the shim say what stat(2) says of a directory that has just changed."""
-        atime, mtime, ctime = divmod(node.atime, NANO), divmod(node.mtime, NANO), divmod(node.ctime, NANO)
+        times = node.atime, node.mtime, node.ctime
         _ATTRIBUTES.pack_into(
-            self._attributes, 0, node.ino, VALID, 0, 0, node.ino, node.size, 0, atime[0], mtime[0], ctime[0],
-            atime[1], mtime[1], ctime[1], node.mode, node.nlink, node.uid, node.gid, 0, 4096, 0,
-        )  # fmt: skip
+            self._attributes, 0, node.ino, node.size, *times, node.mode, node.nlink, node.uid, node.gid
+        )
 
     def revoke_attributes(self) -> None:
         """Take them back, before a directory changes."""

@@ -105,6 +105,7 @@ _getrandom = _declare("getrandom", ctypes.c_ssize_t, _pointer, _size, ctypes.c_u
 _mprotect = _declare("mprotect", _int, _pointer, _size, _int)
 _mlock = _declare("mlock", _int, _pointer, _size)
 _madvise = _declare("madvise", _int, _pointer, _size, _int)
+_memset = _declare("memset", None, _pointer, _int, _size)
 _prctl = _declare("prctl", _int, _int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _getauxval = _declare("getauxval", ctypes.c_ulong, ctypes.c_ulong)
 _fstatfs = _declare("fstatfs", _int, _int, _pointer)
@@ -196,7 +197,12 @@ def madvise(address: int, length: int, advice: int) -> None:
 
 def wipe(address: int, length: int) -> None:
     """Overwrite `length` bytes with zeros (a call that no optimiser can drop, as it crosses into the C library)."""
-    ctypes.memset(address, 0, length)
+    _memset(address, 0, length)
+
+
+def wipe_bytes(received: bytes) -> None:
+    """Overwrite a bytes object with zeros, the same way; ctypes hands over where its bytes lie."""
+    _memset(received, 0, len(received))
 
 
 def fill_random(address: int, length: int) -> None:

@@ -40,10 +40,10 @@ class Plaintext(bytes):
         return f"<Plaintext, {len(self)} bytes>"
 
     def __del__(self) -> None:
-        libc.wipe(id(self) + _HEADER, len(self))
+        libc.wipe_bytes(self)
 
 
 def consume(received: bytes) -> None:
     """Wipe a bytes object that nobody else refers to, such as one that pyfuse3 made for a request."""
     if len(received) > 1:
-        libc.wipe(id(received) + _HEADER, len(received))
+        libc.wipe_bytes(received)

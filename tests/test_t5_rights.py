@@ -149,7 +149,9 @@ def test_times(here: Path) -> None:
 
 
 def test_directory_times(here: Path) -> None:
-    """Each change of a directory moves its mtime and ctime."""
+    """Each change of a directory moves its mtime and ctime, also of one from before 1970."""
+    os.utime(here, ns=(-5_000_000_001, -4_000_000_001))
+    assert here.stat().st_mtime_ns == -4_000_000_001
     seen = [here.stat().st_mtime_ns]
     for call in (
         (here / "f").touch,

@@ -6,7 +6,6 @@
 #include <sys/types.h>
 
 #define API __attribute__((visibility("default")))
-#define VALID 300 /* seconds that the kernel may remember it: until the name is created, which goes through it */
 
 API extern uint8_t secretfs_names[SECRETFS_NAMES];
 API extern ssize_t (*secretfs_hash_name)(const void *, ssize_t);
@@ -18,7 +17,7 @@ int secretfs_answer_absent(int fd, const struct fuse_in_header *head, const stru
 {
 	const char *const name = (const char *)(head + 1);
 	const size_t room = buf->size - sizeof *head, length = strnlen(name, room);
-	struct fuse_entry_out nothing = {.entry_valid = VALID};
+	struct fuse_entry_out nothing = {.entry_valid = SECRETFS_VALID};
 
 	if (!secretfs_hash_name || length == room || length == 0 || length > SECRETFS_NAME_MAX)
 		return 0;

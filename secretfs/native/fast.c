@@ -16,6 +16,7 @@
 #include <sys/uio.h>
 #include <time.h>
 
+#define SECOND 1000000000LL /* nanoseconds */
 #define API __attribute__((visibility("default")))
 
 API extern struct secretfs_file secretfs_files[SECRETFS_FILES];
@@ -115,7 +116,7 @@ static void note_written(struct secretfs_file *file)
 		secretfs_written[secretfs_written_count++] = (uint32_t)(file - secretfs_files);
 		secretfs_news++;
 	}
-	file->written = now.tv_sec * 1000000000LL + now.tv_nsec;
+	file->written = now.tv_sec * SECOND + now.tv_nsec;
 	file->read_until = 0; /* the next read sets the access time */
 }
 
@@ -138,11 +139,30 @@ static int answer_write(int fd, const struct fuse_in_header *head, const struct 
 	return 1;
 }
 
+/* Nanoseconds as seconds and the rest, also before the epoch. */
+static void split_time(int64_t time, uint64_t *seconds, uint32_t *rest)
+{
+	const int64_t left = (time % SECOND + SECOND) % SECOND;
+
+	*seconds = (uint64_t)((time - left) / SECOND);
+	*rest = (uint32_t)left;
+}
+
 static int answer_getattr(int fd, const struct fuse_in_header *head)
 {
-	if (!secretfs_attributes.ino || secretfs_attributes.ino != head->nodeid)
+	const struct secretfs_attributes *const known = &secretfs_attributes;
+	struct fuse_attr_out out = {
+		.attr_valid = SECRETFS_VALID,
+		.attr = {.ino = known->ino, .size = known->size, .mode = known->mode, .nlink = known->nlink,
+			 .uid = known->uid, .gid = known->gid, .blksize = 4096},
+	};
+
+	if (!known->ino || known->ino != head->nodeid)
 		return 0;
-	secretfs_reply(fd, head->unique, &secretfs_attributes.out, sizeof secretfs_attributes.out);
+	split_time(known->atime, &out.attr.atime, &out.attr.atimensec);
+	split_time(known->mtime, &out.attr.mtime, &out.attr.mtimensec);
+	split_time(known->ctime, &out.attr.ctime, &out.attr.ctimensec);
+	secretfs_reply(fd, head->unique, &out, sizeof out);
 	return 1;
 }
 

@@ -9,6 +9,7 @@
 #define SECRETFS_FILES 1024
 #define SECRETFS_PIECES 16
 #define SECRETFS_DEFERRED 256
+#define SECRETFS_VALID 300 /* seconds that the kernel may remember an answer: all changes go through it */
 
 /* Where the bytes of a file from `start` up to `end` lie, in a secret area. */
 struct secretfs_piece {
@@ -34,7 +35,9 @@ struct secretfs_file {
 /* What stat(2) says of the directory that changed last: the kernel asks again after each change in it. */
 struct secretfs_attributes {
 	uint64_t ino; /* 0: none */
-	struct fuse_attr_out out;
+	uint64_t size;
+	int64_t atime, mtime, ctime; /* nanoseconds since the epoch */
+	uint32_t mode, nlink, uid, gid;
 };
 
 /*
