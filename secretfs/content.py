@@ -139,7 +139,14 @@ class Content:
 
     def clear(self) -> None:
         """Wipe everything and give it back."""
-        self.truncate(0)
+        if self._runs:
+            self.truncate(0)
+            return
+        self.revoke()
+        if self._head is not None:  # of most files that is all
+            self._drop_head()
+        self._space.charge(-self._charged)
+        self._charged = self._data_end = self.size = 0
 
     def pieces(self, most: int) -> list[tuple[Block, int, int]]:
         """Where the first bytes lie: up to `most` blocks, each with its first byte of the file and the one after its
