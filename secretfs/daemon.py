@@ -171,7 +171,8 @@ class _Mount:
         operations = Operations(
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
-            ready=self._ready, shim=self._session.loaded(), fast=self._session.fast_files(),
+            ready=self._ready, shim=self._session.loaded(),
+            fast=self._session.fast_files(direct_io=not self._options.cached),
         )  # fmt: skip
         for failure in confine():
             log.warning("%s", failure)

@@ -4,7 +4,9 @@ Python publishes a file, the shim uses the entry, and whatever is about to chang
 takes the entry back first (`Published.revoke`). What the shim has written in the meantime is brought home by `collect`
 before the next request that Python answers, so nothing else here needs to know that the shim exists.
 
-Entries are found by inode number modulo their count: a file whose place is taken is simply answered by Python.
+A file stays in the table when it is closed, so that the shim can open it again by itself; Python hears of that later.
+
+Entries are found by inode number modulo their count: a file whose place an open one has is simply answered by Python.
 """
 
 from __future__ import annotations
@@ -25,12 +27,18 @@ PIECES = 16
 DEFERRED = 256
 
 # The structures of fast.h, which has the meaning of each field.
-_FILE = struct.Struct("=QQqqQQ")
+_FILE = struct.Struct("=QQqqQQQ")
 _PIECE = struct.Struct("=QQQ")
 _ENTRY = _FILE.size + PIECES * _PIECE.size
-_DEFERRED = struct.Struct("=QQQ")
+_DEFERRED = struct.Struct("=4Q")
 _ATTRIBUTES = struct.Struct("=QQ3q4I")
 _INO = struct.Struct("=Q")
+_SIZE_AND_TIME = struct.Struct("=Qq")  # after the inode number
+_DIRECT_IO = 1  # FOPEN_DIRECT_IO of linux/fuse.h
+OPEN, RELEASE, FORGET = 14, 18, 2
+"""Opcodes of linux/fuse.h."""
+FIRST_HANDLE = 1 << 62
+"""Of those that the shim gives out; the file system's own count from 1."""
 FULL = 0xFF
 """A count that is not trusted any more."""
 
@@ -38,28 +46,32 @@ FULL = 0xFF
 class Published:
     """One file's place in the table."""
 
-    __slots__ = ("_at", "_node", "_table")
+    __slots__ = ("_at", "_files", "node")
 
-    def __init__(self, table: memoryview, at: int, node: Node) -> None:
-        self._table = table
+    def __init__(self, files: FastFiles, at: int, node: Node) -> None:
+        self._files = files
         self._at = at
-        self._node = node
+        self.node = node
 
     def revoke(self) -> None:
         """Take it back: from now on Python answers."""
-        _INO.pack_into(self._table, self._at, 0)
-        if self._node.content is not None:
-            self._node.content.published = None
+        self._files.withdraw(self._at)
+        if self.node.content is not None:
+            self.node.content.published = None
 
 
 class FastFiles:
     """The tables, in the shim's memory."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, *, direct_io: bool) -> None:
+        """Fill those in `library`. `direct_io`: files are opened to be read and written past the page cache."""
+
         def memory(name: str, size: int) -> memoryview:
             return memoryview((ctypes.c_char * size).in_dll(library, name)).cast("B")
 
+        ctypes.c_uint32.in_dll(library, "secretfs_open_flags").value = _DIRECT_IO if direct_io else 0
         self._entries = memory("secretfs_files", FILES * _ENTRY)
+        self._published: dict[int, Published] = {}  # by place
         self._written = (ctypes.c_uint32 * FILES).in_dll(library, "secretfs_written")
         self._written_count = ctypes.c_uint32.in_dll(library, "secretfs_written_count")
         self._deferred = memory("secretfs_deferred", DEFERRED * _DEFERRED.size)
@@ -68,32 +80,42 @@ class FastFiles:
         self.news = ctypes.c_uint32.in_dll(library, "secretfs_news")
         """Not 0: there is something for collect() and deferred()."""
 
-    def publish(self, node: Node, read_until: int) -> None:
+    def publish(self, node: Node, read_until: int, *, openable: bool) -> None:
         """Let the shim answer for `node`, which is open, as far as its first PIECES pieces reach.
 
-        Reads it answers until `read_until` (seconds since 1970), when one changes the access time.
+        Reads it answers until `read_until` (seconds since 1970), when one changes the access time, and opens where
+        that is allowed to whomever the kernel lets through.
         """
         content = node.content
         at = node.ino % FILES * _ENTRY
-        if content is None or _INO.unpack_from(self._entries, at)[0] not in (0, node.ino):
+        other = self._published.get(at)
+        if content is None or (other is not None and other.node is not node and other.node.opens):
             return
         pieces = content.pieces(PIECES)
         if not pieces:
             return
+        if other is not None:
+            other.revoke()
         place = at + _FILE.size
         for block, start, end in pieces:
             _PIECE.pack_into(self._entries, place, start, end, block.area.address + block.offset)
             place += _PIECE.size
         writable = node.mode & 0o6000 == 0 and not has_capabilities(node)
-        _FILE.pack_into(self._entries, at, node.ino, content.size, 0, read_until, writable, len(pieces))
-        content.published = Published(self._entries, at, node)
+        _FILE.pack_into(self._entries, at, node.ino, content.size, 0, read_until, writable, openable, len(pieces))
+        content.published = self._published[at] = Published(self, at, node)
+
+    def withdraw(self, at: int) -> None:
+        """The shim answers no more for the file in that place."""
+        _INO.pack_into(self._entries, at, 0)
+        del self._published[at]
 
     def collect(self, get: Callable[[int], Node | None]) -> None:
         """Tell the nodes what was written to them; `get` finds a node by inode number."""
         for position in range(self._written_count.value):
             at = self._written[position] * _ENTRY
-            ino, size, written, read_until, writable, count = _FILE.unpack_from(self._entries, at)
-            _FILE.pack_into(self._entries, at, ino, size, 0, read_until, writable, count)
+            (ino,) = _INO.unpack_from(self._entries, at)
+            size, written = _SIZE_AND_TIME.unpack_from(self._entries, at + _INO.size)
+            _SIZE_AND_TIME.pack_into(self._entries, at + _INO.size, size, 0)
             node = get(ino) if ino else None
             if node is not None and node.content is not None:
                 node.content.size = size
@@ -101,9 +123,9 @@ class FastFiles:
         self._written_count.value = 0
         self.news.value = self._deferred_count.value
 
-    def deferred(self) -> list[tuple[int, int, int]]:
-        """What was left to be done, oldest first, and now is the caller's: (handle to release, inode, 0), or
-        (0, inode, how many references the kernel drops).
+    def deferred(self) -> list[tuple[int, int, int, int]]:
+        """What was left to be done, oldest first, and now is the caller's: (OPEN, inode, new handle, flags),
+        (RELEASE, inode, handle, 0), or (FORGET, inode, 0, how many references the kernel drops).
         """
         count = self._deferred_count.value
         self._deferred_count.value = self.news.value = 0

@@ -255,6 +255,12 @@ class Filesystem:
         node.opens += 1
         return self._handle(FileHandle(node, flags))
 
+    def opened_freely(self, ino: int, handle: int, flags: int) -> None:
+        """Take note of an open that nobody had to ask for (`opens_freely`), under a handle of the opener's choice."""
+        node = self._tree.get(ino)
+        node.opens += 1
+        self._handles[handle] = FileHandle(node, flags)
+
     def opened(self, handle: int) -> FileHandle:
         """The open file with that handle; EBADF where there is none."""
         file = self._handles.get(handle)
@@ -303,8 +309,6 @@ class Filesystem:
         del self._handles[handle]
         node.opens -= 1
         node.page_cached -= file.page_cached
-        if node.content is not None and not node.opens:
-            node.content.revoke()
         self._tree.settle(node)
         return node.ino if file.page_cached else 0
 
@@ -356,6 +360,10 @@ class Filesystem:
             raise FileError(errno.EISDIR)
         if node.content is None or (node.nlink == 0 and node.opens == 0):
             raise FileError(errno.ESTALE)  # wiped with its last name; ESTALE makes the kernel look the name up again
+
+    def opens_freely(self, node: Node) -> bool:
+        """Whether `_decide_open` would say yes to every caller, as long as nothing about the file changes."""
+        return node.content is not None and node.nlink > 0
 
     def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Node:
         directory, entry = self._tree.find(parent, name)

@@ -20,7 +20,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from secretfs.errors import FileError, LimitError, SecretFSError
-from secretfs.fast import FastFiles
+from secretfs.fast import FORGET, RELEASE, FastFiles
 from secretfs.filesystem import Changes, Filesystem
 from secretfs.names import NAME_MAX
 from secretfs.native.fallback import AnyShim
@@ -335,7 +335,8 @@ class Operations(pyfuse3.Operations):
         """Let the shim answer further reads and writes of this file."""
         if self._fast is not None:
             node = self._filesystem.opened(handle).node
-            self._fast.publish(node, self._filesystem.access_times.fresh_until(node))
+            until = self._filesystem.access_times.fresh_until(node)
+            self._fast.publish(node, until, openable=self._filesystem.opens_freely(node))
 
     def catch_up(self) -> None:
         """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
@@ -345,14 +346,16 @@ class Operations(pyfuse3.Operations):
         if self._fast is None or not self._fast.news.value:
             return
         self._fast.collect(self._filesystem.known)
-        for handle, inode, count in self._fast.deferred():
+        for opcode, inode, handle, more in self._fast.deferred():
             try:
-                if handle:
+                if opcode == FORGET:
+                    self._filesystem.forget([(inode, more)])
+                elif opcode == RELEASE:
                     self._release(handle)
                 else:
-                    self._filesystem.forget([(inode, count)])
+                    self._filesystem.opened_freely(inode, handle, more & ~os.O_APPEND)
             except SecretFSError as error:  # nobody waits for an answer, and the request in hand is another one
-                log.error("a handle could not be closed: %s", type(error).__name__)
+                log.error("a handle could not be opened or closed: %s", type(error).__name__)
 
     def _close_lost(self, handle: int) -> None:
         """The kernel does not know this handle, so it will never release it."""

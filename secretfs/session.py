@@ -91,11 +91,11 @@ class Session:
         """The shim, or what stands in for it."""
         return self._shim
 
-    def fast_files(self) -> FastFiles | None:
-        """The table of files that the shim answers for."""
+    def fast_files(self, *, direct_io: bool) -> FastFiles | None:
+        """The table of files that the shim answers for, and opens past the page cache where `direct_io` is given."""
         from secretfs.fast import FastFiles
 
-        return FastFiles(self._shim.library) if isinstance(self._shim, Shim) else None
+        return FastFiles(self._shim.library, direct_io=direct_io) if isinstance(self._shim, Shim) else None
 
     def name_counts(self) -> NameCounts | None:
         """By which the shim knows names that are not there."""

@@ -30,14 +30,17 @@ DIRECTORY = 77
 WINDOW = 4096
 SPARE = 64
 """Bytes around the file and the window that must stay as they are."""
-UNIQUE, HANDLE = 99, 7
+UNIQUE = 99
+FIRST_HANDLE = 1 << 62
+"""Of those that the shim gives out."""
 HEADER = struct.Struct("=IIQQIIIHH")
 BODY = struct.Struct("=QQIIQII")  # fuse_read_in and fuse_write_in have the same members
-LOOKUP, FORGET, GETATTR, READ, WRITE, RELEASE, INIT = 1, 2, 3, 15, 16, 18, 26
-SMALLEST = {FORGET: 8, GETATTR: 0, READ: 40, WRITE: 40, RELEASE: 24}
+LOOKUP, FORGET, GETATTR, OPEN, READ, WRITE, RELEASE, INIT = 1, 2, 3, 14, 15, 16, 18, 26
+SMALLEST = {FORGET: 8, GETATTR: 0, OPEN: 8, READ: 40, WRITE: 40, RELEASE: 24}
 """How long what follows the header has to be."""
 WRITE_CACHE, LOCKOWNER = 1, 2
 NEVER, ALWAYS = 0, 1 << 40
+OPEN_FLAGS = 5
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.malloc.restype = ctypes.c_void_p
@@ -70,14 +73,17 @@ class Entry(ctypes.Structure):
         ("written", ctypes.c_int64),
         ("read_until", ctypes.c_int64),
         ("writable", ctypes.c_uint64),
+        ("openable", ctypes.c_uint64),
         ("count", ctypes.c_uint64),
         ("pieces", Piece * PIECES),
     )
 
 
-def request(opcode: int, nodeid: int, *, offset: int = 0, size: int = 0, flags: int = 0, data: bytes = b"") -> bytes:
-    """A request as the kernel lays it out."""
-    body = BODY.pack(HANDLE, offset, size, flags, 0, 0, 0) + data
+def request(
+    opcode: int, nodeid: int, *, handle: int = 7, offset: int = 0, size: int = 0, flags: int = 0, data: bytes = b""
+) -> bytes:
+    """A request as the kernel lays it out; `handle` is where one to open has its flags, or to forget its count."""
+    body = BODY.pack(handle, offset, size, flags, 0, 0, 0) + data
     return HEADER.pack(HEADER.size + len(body), opcode, UNIQUE, nodeid, 0, 0, 0, 0, 0) + body
 
 
@@ -109,7 +115,7 @@ class File:
     def __init__(self, shim: Shim, *lengths: int, ino: int = INO, **fields: int) -> None:
         self.memory = [Memory(length, SPARE) for length in lengths]
         self.capacity = sum(lengths)
-        known = {"size": 100, "read_until": ALWAYS, "writable": 1, **fields}
+        known = {"size": 100, "read_until": ALWAYS, "writable": 1, "openable": 1, **fields}
         self.entry = shim.files[ino % FILES]
         ends = list(itertools.accumulate(lengths))
         for piece, end, memory in zip(self.entry.pieces, ends, self.memory, strict=False):
@@ -150,11 +156,11 @@ class Shim:
         return list((ctypes.c_uint32 * FILES).in_dll(self.library, "secretfs_written"))[:count]
 
     @property
-    def deferred(self) -> list[tuple[int, int, int]]:
-        """What was left to Python: handle, inode, count."""
+    def deferred(self) -> list[tuple[int, int, int, int]]:
+        """What was left to Python: opcode, inode, handle, flags or count."""
         count = self.number("deferred_count").value
-        table = (ctypes.c_char * (24 * DEFERRED)).in_dll(self.library, "secretfs_deferred")
-        return list(struct.iter_unpack("=QQQ", table.raw))[:count]
+        table = (ctypes.c_char * (32 * DEFERRED)).in_dll(self.library, "secretfs_deferred")
+        return list(struct.iter_unpack("=4Q", table.raw))[:count]
 
     def number(self, name: str) -> ctypes.c_uint32:
         """One of the counters."""
@@ -165,6 +171,7 @@ class Shim:
         ctypes.memset(ctypes.addressof(self.files), 0, ctypes.sizeof(self.files))
         for name in ("written_count", "deferred_count", "news"):
             self.number(name).value = 0
+        self.number("open_flags").value = OPEN_FLAGS
         self.attributes(0)
 
     def attributes(self, ino: int) -> bytes:
@@ -246,13 +253,15 @@ numbers = st.one_of(
 
 def told(**fields: int) -> Any:
     """An example: a request that is in order but for these fields."""
-    usual = {"opcode": WRITE, "nodeid": INO, "offset": 0, "size": 10, "flags": 0, "data": 10, "cut": None}
-    return example(**{**usual, "lengths": [512, 512], "known": 100, "read_until": ALWAYS, "writable": 1, **fields})
+    usual = {"opcode": WRITE, "nodeid": INO, "handle": 7, "offset": 0, "size": 10, "flags": 0, "data": 10, "cut": None}
+    entry = {"lengths": [512, 512], "known": 100, "read_until": ALWAYS, "writable": 1, "openable": 1}
+    return example(**{**usual, **entry, **fields})
 
 
 @given(
-    opcode=st.sampled_from([READ, READ, WRITE, WRITE, *SMALLEST, LOOKUP, INIT, 0, 999, (1 << 32) - 1]),
+    opcode=st.sampled_from([READ, READ, WRITE, WRITE, OPEN, *SMALLEST, LOOKUP, INIT, 0, 999, (1 << 32) - 1]),
     nodeid=st.sampled_from([INO, INO, INO, INO % FILES, INO + FILES, 0, FILES, DIRECTORY, (1 << 64) - 1]),
+    handle=st.sampled_from([7, 7, 0, os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_WRONLY | os.O_TRUNC, (1 << 64) - 1]),
     offset=numbers,
     size=numbers.map(lambda number: number & 0xFFFFFFFF),
     flags=st.sampled_from([0, LOCKOWNER, LOCKOWNER, WRITE_CACHE, 0xFFFFFFFF]),
@@ -262,6 +271,7 @@ def told(**fields: int) -> Any:
     known=st.sampled_from([0, 100, 5000, 1 << 20, (1 << 63) - 1]),
     read_until=st.sampled_from([NEVER, ALWAYS, ALWAYS]),
     writable=st.sampled_from([0, 1, 1]),
+    openable=st.sampled_from([0, 1, 1]),
 )
 @told(offset=(1 << 64) - 1, size=1)
 @told(offset=(1 << 64) - 10, size=10)
@@ -273,15 +283,18 @@ def told(**fields: int) -> Any:
 @told(opcode=READ, flags=LOCKOWNER, offset=(1 << 63) - 2, size=(1 << 32) - 1, known=(1 << 63) - 1)
 @told(opcode=READ, flags=LOCKOWNER, offset=(1 << 64) - 1, size=(1 << 32) - 1)
 @told(opcode=READ, flags=LOCKOWNER, offset=500, size=500, known=1024)
+@told(opcode=OPEN, handle=os.O_RDWR)
+@told(opcode=OPEN, handle=os.O_RDWR | os.O_TRUNC)
+@told(opcode=OPEN, handle=os.O_RDWR, openable=0)
 def test_any_request(
-    shim: Shim, opcode, nodeid, offset, size, flags, data, cut, lengths, known, read_until, writable
+    shim: Shim, opcode, nodeid, handle, offset, size, flags, data, cut, lengths, known, read_until, writable, openable
 ) -> None:  # fmt: skip
     """Whatever comes, just what the tables cover is answered, rightly, and nothing else changes."""
     shim.clear()
     attributes = shim.attributes(DIRECTORY)
-    file = File(shim, *lengths, size=known, read_until=read_until, writable=writable)
+    file = File(shim, *lengths, size=known, read_until=read_until, writable=writable, openable=openable)
     payload = os.urandom(data)
-    sent = request(opcode, nodeid, offset=offset, size=size, flags=flags, data=payload)[:cut]
+    sent = request(opcode, nodeid, handle=handle, offset=offset, size=size, flags=flags, data=payload)[:cut]
     before, length = file.data(), len(sent)
     result, left, reply = shim.receive(sent)
 
@@ -293,6 +306,7 @@ def test_any_request(
     writes = whole and opcode == WRITE and nodeid == INO and writable and not flags & WRITE_CACHE
     writes = writes and size and body >= BODY.size + size and offset + size <= file.capacity
     answers: bytes | None = None
+    later: list[tuple[int, int, int, int]] = []
     if reads:
         answers = before[offset:][:taken]
     elif writes:
@@ -302,16 +316,23 @@ def test_any_request(
         assert (shim.written, file.entry.written > 0) == ([INO % FILES], True)
     elif whole and opcode == GETATTR and nodeid == DIRECTORY:
         answers = attributes
-    elif whole and opcode == RELEASE:
+    elif whole and opcode == RELEASE and handle:
         answers = b""
-    expected_later = {RELEASE: [(HANDLE, nodeid, 0)], FORGET: [(0, nodeid, HANDLE)]}.get(opcode, []) if whole else []
+        later = [(RELEASE, nodeid, handle, 0)]
+    elif whole and opcode == FORGET:
+        later = [(FORGET, nodeid, 0, handle)]
+    elif whole and opcode == OPEN and nodeid == INO and openable and not handle & os.O_TRUNC:
+        (given,) = struct.unpack_from("=Q", reply or bytes(24), 16)
+        assert given >= FIRST_HANDLE
+        answers = struct.pack("=QIi", given, OPEN_FLAGS, 0)
+        later = [(OPEN, nodeid, given, handle & 0xFFFFFFFF)]
 
     if answers is not None or (whole and opcode == FORGET):
         assert (result, left) == (-errno.EINTR, bytes(length)), "the request was not wiped"
     else:
         assert (result, left) == ((length, sent) if body >= 0 else (-errno.EIO, sent)), "it is Python's, as it came"
     assert reply == (None if answers is None else struct.pack("=IiQ", 16 + len(answers), 0, UNIQUE) + answers)
-    assert shim.deferred == expected_later
+    assert shim.deferred == later
     assert shim.number("news").value == len(shim.written) + len(shim.deferred)
     if not writes:
         assert (shim.written, file.entry.size, file.entry.written) == ([], known, 0)
@@ -360,16 +381,26 @@ def test_written_files_are_listed_once_each(shim: Shim) -> None:
         file.free()
 
 
-@pytest.mark.parametrize("opcode", [RELEASE, FORGET])
-def test_what_is_left_to_python_has_an_end(shim: Shim, opcode: int) -> None:
+def test_opened_and_closed(shim: Shim, file: File) -> None:
+    """Each open gets another handle. What is closed before Python has heard of it, it need not hear of."""
+    handles = [struct.unpack_from("=Q", shim.receive(request(OPEN, INO))[2] or b"", 16)[0] for _ in range(3)]
+    assert len(set(handles)) == 3
+    assert shim.deferred == [(OPEN, INO, handle, 7) for handle in handles]
+    shim.receive(request(RELEASE, INO, handle=handles[2]))
+    assert shim.deferred == [(OPEN, INO, handle, 7) for handle in handles[:2]]
+    shim.receive(request(RELEASE, INO, handle=handles[0]))
+    assert shim.deferred[2:] == [(RELEASE, INO, handles[0], 0)]
+    assert shim.number("news").value == 3
+
+
+@pytest.mark.parametrize("opcode", [OPEN, RELEASE, FORGET])
+def test_what_is_left_to_python_has_an_end(shim: Shim, file: File, opcode: int) -> None:
     """When so much was left to Python that there is no more room, Python has to do it at once."""
-    shim.clear()
     for _ in range(DEFERRED):
         assert shim.receive(request(opcode, INO))[0] == -errno.EINTR
     sent = request(opcode, INO)
     assert shim.receive(sent) == (len(sent), sent, None)
     assert len(shim.deferred) == shim.number("news").value == DEFERRED
-    shim.clear()
 
 
 def test_python_gets_its_turn(shim: Shim, file: File) -> None:
@@ -406,6 +437,23 @@ def test_a_lost_reply_leaves_nothing(shim: Shim, file: File) -> None:
     assert (memory[:], shim.window[:]) == (bytes(80), bytes(WINDOW))
     assert set(iter(lambda: answer(shim), None)) == {bytes(WINDOW)}, "the reply came through"
     assert len(shim.receive(request(READ, INO, size=WINDOW, flags=LOCKOWNER))[2] or b"") == 16 + WINDOW
+    memory.free()
+
+
+def test_a_lost_open_leaves_no_handle(shim: Shim, file: File) -> None:
+    """Where the answer to an open cannot be written, Python hears of no open."""
+    with contextlib.suppress(BlockingIOError):
+        while shim.ours.send(bytes(WINDOW)):
+            pass
+    with contextlib.suppress(BlockingIOError):
+        while shim.ours.send(b"x"):
+            pass
+    shim.kernel.send(request(OPEN, INO))
+    memory = Memory(80)
+    buffer = Buffer(memory=memory.address)
+    assert shim.library.fuse_session_receive_buf(shim.session, ctypes.byref(buffer)) == -errno.EINTR
+    assert (shim.deferred, shim.number("news").value) == ([], 0)
+    assert set(iter(lambda: answer(shim), None)) <= {bytes(WINDOW), b"x"}, "the reply came through"
     memory.free()
 
 

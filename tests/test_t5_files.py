@@ -147,6 +147,48 @@ def test_unlink_while_open(here: Path) -> None:
     assert used(here) == before
 
 
+def test_open_again(here: Path) -> None:
+    """However often a file is opened, each descriptor is one of its own, and each sees what the others do."""
+    path = here / "f"
+    path.write_bytes(noise(5000))
+    for _ in range(300):
+        assert path.read_bytes() == noise(5000)
+    reader, writer, adder = (os.open(path, flags) for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(reader, b"x")
+    assert os.pwrite(writer, b"new", 10) == 3
+    assert os.write(adder, b"end") == 3
+    assert os.pread(reader, 3, 10) + os.pread(reader, 9, 5000) == b"newend"
+    os.truncate(path, 12)
+    assert os.pread(reader, 9, 10) == b"ne"
+    os.close(os.open(path, os.O_RDWR | os.O_TRUNC))
+    assert os.pread(reader, 9, 0) == b""
+    os.pwrite(writer, noise(6000), 0)
+    path.chmod(0)
+    path.unlink()
+    assert os.pread(reader, 9000, 0) == noise(6000)
+    again = os.open(f"/proc/self/fd/{writer}", os.O_RDONLY) if os.geteuid() == 0 else os.dup(reader)
+    for fd in (reader, writer, adder):
+        os.close(fd)
+    assert used(here) == 6016
+    assert os.pread(again, 9000, 0) == noise(6000)
+    os.close(again)
+
+
+def test_reopening_more_files_than_there_are_places(here: Path) -> None:
+    """Files that share a place in the shim's table are not taken for each other, open or closed."""
+    for number in range(1100):
+        (here / str(number)).write_bytes(b"%d" % number)
+    first = [os.open(here / str(number), os.O_RDWR) for number in range(0, 1100, 2)]
+    for number in (*range(1100), *range(1100)):
+        assert (here / str(number)).read_bytes() == b"%d" % number
+    for number, fd in zip(range(0, 1100, 2), first, strict=True):
+        os.pwrite(fd, b"%06d" % number, 0)
+        os.close(fd)
+    for number in range(0, 1100, 2):
+        assert (here / str(number)).read_bytes() == b"%06d" % number
+
+
 def test_open_flags(here: Path) -> None:
     """O_EXCL refuses a name that is taken, O_TRUNC empties, and a descriptor allows what it was opened for."""
     (here / "f").write_bytes(b"old")

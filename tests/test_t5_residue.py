@@ -186,6 +186,25 @@ def test_answered_in_c(mount: Watched, here: Path) -> None:
 
 
 @direct
+def test_opened_in_c(mount: Watched, here: Path) -> None:
+    """A file that the shim has opened leaves nothing behind either, when it is closed as the last one without a name."""
+    secrets = [mount.needles.secret(5000, f"opened {n}") for n in range(3)]
+    for n, secret in enumerate(secrets):
+        put(here / str(n), secret)
+        assert got(here / str(n), len(secret)) == secret
+    settled = mount.opened_by_the_shim()
+    descriptors = [os.open(here / str(n), os.O_RDWR) for n in range(3)]
+    assert mount.opened_by_the_shim() == settled + 3
+    for n in range(3):
+        (here / str(n)).unlink()
+    mount.expect_only(*secrets)
+    for fd, secret in zip(descriptors, secrets, strict=True):
+        assert os.pread(fd, MIB, 0) == secret
+        os.close(fd)
+    mount.expect_nothing()
+
+
+@direct
 def test_files_in_several_pieces(mount: Watched, here: Path) -> None:
     """A file with holes and runs of pages here and there leaves nothing behind either."""
     secrets = [mount.needles.secret(8192, f"piece {n}") for n in range(12)]

@@ -89,7 +89,7 @@ class Watched(Mounted):
         """Which requests for the first `size` bytes of an open file the shim answers: "", "write" or "read write"."""
         ino = os.stat(path).st_ino
         entry = self.shim_variable("secretfs_files", ino % fast.FILES * fast._ENTRY, fast._ENTRY)
-        found, _, _, read_until, writable, pieces = fast._FILE.unpack_from(entry)
+        found, _, _, read_until, writable, _, pieces = fast._FILE.unpack_from(entry)
         if found != ino or not writable or not pieces:
             return ""
         start, end, _ = fast._PIECE.unpack_from(entry, fast._FILE.size)
@@ -100,6 +100,11 @@ class Watched(Mounted):
     def written_by_the_shim(self) -> int:
         """How many files the shim has written to since Python answered a request."""
         return int.from_bytes(self.shim_variable("secretfs_written_count", 0, 4), sys.byteorder)
+
+    def opened_by_the_shim(self) -> int:
+        """How many opens it has answered so far."""
+        next_handle = self.shim_variable("secretfs_next_handle", 0, 8)
+        return int.from_bytes(next_handle, sys.byteorder) - fast.FIRST_HANDLE
 
     def receive_buffer(self) -> bytes:
         """libfuse's receive buffer, as far as requests reach: behind that is what was there before malloc gave it out.

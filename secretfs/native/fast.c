@@ -1,6 +1,6 @@
 /*
- * Requests answered without Python: reads and writes of open files, the attributes of the directory that changed last,
- * and what nobody waits for (a handle closed, an inode forgotten).
+ * Requests answered without Python: reads and writes of open files, another open of one that was open before, the
+ * attributes of the directory that changed last, and what nobody waits for (a handle closed, an inode forgotten).
  *
  * Python decides everything: it publishes an entry for a file that it has opened and takes it back before it changes the
  * file's layout, size, mode or times. Here bytes are copied between the file's area and the kernel, and what has to be
@@ -12,6 +12,7 @@
 
 #include "fast.h"
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -26,6 +27,8 @@ API extern uint32_t secretfs_deferred_count;
 API extern uint32_t secretfs_written[SECRETFS_FILES];
 API extern uint32_t secretfs_written_count;
 API extern uint32_t secretfs_news;
+API extern uint32_t secretfs_open_flags;
+API extern uint64_t secretfs_next_handle;
 
 struct secretfs_file secretfs_files[SECRETFS_FILES];
 struct secretfs_attributes secretfs_attributes;
@@ -34,19 +37,20 @@ uint32_t secretfs_deferred_count;
 uint32_t secretfs_written[SECRETFS_FILES]; /* numbers of entries with `written` set */
 uint32_t secretfs_written_count;
 uint32_t secretfs_news; /* how much there is for Python to look at */
+uint32_t secretfs_open_flags; /* FOPEN_DIRECT_IO, or 0 */
+uint64_t secretfs_next_handle = SECRETFS_FIRST_HANDLE;
 
 /* What follows the head of a request, if it is all there. */
 #define BODY(buf, type) \
 	((buf)->size >= sizeof(struct fuse_in_header) + sizeof(type) ? \
 		 (const type *)((const struct fuse_in_header *)(buf)->mem + 1) : NULL)
 
-void secretfs_reply(int fd, uint64_t unique, void *data, size_t size)
+int secretfs_reply(int fd, uint64_t unique, void *data, size_t size)
 {
 	struct fuse_out_header head = {.len = (uint32_t)(sizeof head + size), .unique = unique};
 	struct iovec parts[] = {{&head, sizeof head}, {data, size}};
 
-	if (writev(fd, parts, size ? 2 : 1) < 0)
-		return;
+	return writev(fd, parts, size ? 2 : 1) < 0 ? -1 : 0;
 }
 
 /* Whether the bytes from `offset` up to `end` all lie in pieces. */
@@ -167,12 +171,56 @@ static int answer_getattr(int fd, const struct fuse_in_header *head)
 }
 
 /* Leave something to Python; 0 where there is no room, and Python has to do it now. */
-static int defer(uint64_t handle, uint64_t ino, uint64_t count)
+static int defer(const struct fuse_in_header *head, uint64_t handle, uint64_t more)
 {
 	if (secretfs_deferred_count >= SECRETFS_DEFERRED)
 		return 0;
-	secretfs_deferred[secretfs_deferred_count++] = (struct secretfs_deferred){handle, ino, count};
+	secretfs_deferred[secretfs_deferred_count++] =
+		(struct secretfs_deferred){head->opcode, head->nodeid, handle, more};
 	secretfs_news++;
+	return 1;
+}
+
+static void forget_last(void)
+{
+	secretfs_deferred_count--;
+	secretfs_news--;
+}
+
+static int answer_open(int fd, const struct fuse_in_header *head, const struct fuse_open_in *in,
+		       const struct secretfs_file *file)
+{
+	struct fuse_open_out out = {.fh = secretfs_next_handle, .open_flags = secretfs_open_flags};
+
+	if (!file->openable || in->flags & O_TRUNC || !defer(head, secretfs_next_handle, in->flags))
+		return 0;
+	secretfs_next_handle++;
+	if (secretfs_reply(fd, head->unique, &out, sizeof out))
+		forget_last(); /* nobody has it */
+	return 1;
+}
+
+/* Whether the last that was left to Python is that this handle was opened. */
+static int has_just_opened(uint64_t handle)
+{
+	const struct secretfs_deferred *last;
+
+	if (!secretfs_deferred_count)
+		return 0;
+	last = &secretfs_deferred[secretfs_deferred_count - 1];
+	return last->opcode == FUSE_OPEN && last->handle == handle;
+}
+
+/* What Python has not heard of yet it need not hear of. */
+static int answer_release(int fd, const struct fuse_in_header *head, const struct fuse_release_in *in)
+{
+	if (!in->fh)
+		return 0;
+	if (has_just_opened(in->fh))
+		forget_last();
+	else if (!defer(head, in->fh, 0))
+		return 0;
+	secretfs_reply(fd, head->unique, NULL, 0);
 	return 1;
 }
 
@@ -182,11 +230,14 @@ static int answer_for_file(int fd, const struct fuse_in_header *head, const stru
 	struct secretfs_file *const file = &secretfs_files[head->nodeid % SECRETFS_FILES];
 	const struct fuse_read_in *const read = BODY(buf, struct fuse_read_in);
 	const struct fuse_write_in *const write = BODY(buf, struct fuse_write_in);
+	const struct fuse_open_in *const open = BODY(buf, struct fuse_open_in);
 
 	if (!file->ino || file->ino != head->nodeid)
 		return 0;
 	if (head->opcode == FUSE_READ)
 		return read && answer_read(fd, head, read, file, window);
+	if (head->opcode == FUSE_OPEN)
+		return open && answer_open(fd, head, open, file);
 	return write && answer_write(fd, head, write, file, buf->size);
 }
 
@@ -199,6 +250,7 @@ int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secret
 	if (buf->size < sizeof *head)
 		return 0;
 	switch (head->opcode) {
+	case FUSE_OPEN:
 	case FUSE_READ:
 	case FUSE_WRITE:
 		return answer_for_file(fd, head, buf, window);
@@ -208,13 +260,10 @@ int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secret
 		return answer_getattr(fd, head);
 	case FUSE_RELEASE:
 		release = BODY(buf, struct fuse_release_in);
-		if (!release || !release->fh || !defer(release->fh, head->nodeid, 0))
-			return 0;
-		secretfs_reply(fd, head->unique, NULL, 0);
-		return 1;
+		return release && answer_release(fd, head, release);
 	case FUSE_FORGET: /* has no reply */
 		forget = BODY(buf, struct fuse_forget_in);
-		return forget && defer(0, head->nodeid, forget->nlookup);
+		return forget && defer(head, 0, forget->nlookup);
 	default:
 		return 0;
 	}

@@ -19,8 +19,8 @@ struct secretfs_piece {
 };
 
 /*
- * An open file. Python writes an entry, and takes it back before it changes anything about the file; requests for what
- * no piece covers go to Python.
+ * A file that is or was open. Python writes an entry, and takes it back before it changes anything about the file;
+ * requests for what no piece covers go to Python.
  */
 struct secretfs_file {
 	uint64_t ino;       /* 0: an empty entry */
@@ -28,6 +28,7 @@ struct secretfs_file {
 	int64_t written;    /* nanoseconds since the epoch of the last write here, 0: none since Python looked */
 	int64_t read_until; /* seconds since the epoch until when a read leaves the access time alone */
 	uint64_t writable;  /* 0: writes go to Python (set-user-ID bits to be taken away) */
+	uint64_t openable;  /* 0: to open it one has to ask Python */
 	uint64_t count;     /* of the pieces in use, which follow each other */
 	struct secretfs_piece pieces[SECRETFS_PIECES];
 };
@@ -47,12 +48,14 @@ struct secretfs_attributes {
 #define SECRETFS_NAMES (1 << 20)
 #define SECRETFS_NAME_MAX 255
 
-/* A request that nobody waits for, left to Python for when it has time: a handle that was closed, or an inode forgotten. */
+/* What Python has to do or to know when it has time: FUSE_OPEN, FUSE_RELEASE, FUSE_FORGET. */
 struct secretfs_deferred {
-	uint64_t handle; /* 0: forgotten */
+	uint64_t opcode;
 	uint64_t ino;
-	uint64_t count;
+	uint64_t handle; /* that was opened or closed */
+	uint64_t more;   /* flags of open(2), or how many references the kernel drops */
 };
+#define SECRETFS_FIRST_HANDLE (1ULL << 62) /* of those given out here; Python's own count from 1 */
 
 /* The window: locked memory that plaintext is copied to on its way to the kernel. */
 struct secretfs_window {
@@ -66,7 +69,7 @@ int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secret
 /* Answer a lookup if the name is surely not there: 1, or 0 where Python has to look. */
 int secretfs_answer_absent(int fd, const struct fuse_in_header *head, const struct fuse_buf *buf);
 
-/* Send an answer. An error here (ENOENT) means that the client was killed while it waited. */
-void secretfs_reply(int fd, uint64_t unique, void *data, size_t size);
+/* Send an answer. An error here (ENOENT; -1 is returned) means that the client was killed while it waited. */
+int secretfs_reply(int fd, uint64_t unique, void *data, size_t size);
 
 #endif
