@@ -187,7 +187,7 @@ def test_answered_in_c(mount: Watched, here: Path) -> None:
 
 @direct
 def test_opened_in_c(mount: Watched, here: Path) -> None:
-    """A file that the shim has opened leaves nothing behind either, when it is closed as the last one without a name."""
+    """A file that the shim has opened leaves nothing behind either, when it is closed without a name."""
     secrets = [mount.needles.secret(5000, f"opened {n}") for n in range(3)]
     for n, secret in enumerate(secrets):
         put(here / str(n), secret)
