@@ -63,6 +63,7 @@ MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP = 10, 11, 16
 PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 3, 4, 38
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+_IN_DELETE_SELF, _IN_ONLYDIR = 0x400, 0x01000000
 SECRETMEM_MAGIC = 0x5345434D
 EMULATED = b"secretfs"
 SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
@@ -112,6 +113,8 @@ _fstatfs = _declare("fstatfs", _int, _int, _pointer)
 _fcntl = _declare("fcntl", _int, _int, _int, _int)
 _mount = _declare("mount", _int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _umount2 = _declare("umount2", _int, ctypes.c_char_p, _int)
+_inotify_init1 = _declare("inotify_init1", _int, _int)
+_inotify_add_watch = _declare("inotify_add_watch", _int, _int, ctypes.c_char_p, ctypes.c_uint32)
 _process_vm_readv = _declare(
     "process_vm_readv", ctypes.c_ssize_t, _int, _pointer, ctypes.c_ulong, _pointer, ctypes.c_ulong, ctypes.c_ulong
 )
@@ -352,6 +355,20 @@ def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
 def umount(target: str, flags: int) -> None:
     """umount2(2)."""
     _check(_umount2(os.fsencode(target), flags))
+
+
+def watch_for_unmount(target: str) -> int:
+    """inotify(7) on a directory: a descriptor from which an event (IN_UNMOUNT) can be read when its file system is gone.
+
+    It does not keep the file system from being unmounted.
+    """
+    fd: int = _check(_inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+    try:
+        _check(_inotify_add_watch(fd, os.fsencode(target), _IN_ONLYDIR | _IN_DELETE_SELF))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def proc_status(field: str, pid: int | str = "self") -> str:

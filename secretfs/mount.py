@@ -22,7 +22,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from secretfs import attach, budget, daemon, guard, mountinfo
+from secretfs import attach, budget, daemon, guard, libc, mountinfo
 from secretfs.daemon import MountOptions
 from secretfs.errors import MountError, SecretFSError, TracedError
 from secretfs.mountpoint import open_mountpoint
@@ -127,6 +127,7 @@ class _Parent:
         self._options = options
         self._report = report
         self._device = ""  # major:minor, once it is mounted
+        self._unmounted = -1  # from here something can be read when it is not any more, and the number another's
         attach.require_fuse()
         self._directory, self._path = open_mountpoint(options.path, force=options.force)
         budget.require_memory()
@@ -166,6 +167,7 @@ class _Parent:
         finally:
             os.close(device)
         summary = self._expect("ready")
+        self._watch()
         log.info("mounted on %s, backend %s", printable(self._path), summary["backend"])
         self._report({**summary, "mountpoint": self._path})
 
@@ -210,9 +212,24 @@ class _Parent:
             if any(number in ENDING for number in os.read(self._wake, 64)):
                 return {"signal": True}
 
+    def _watch(self) -> None:
+        """Notice when the file system is gone: from then on the kernel gives its number to others.
+
+        An ordinary user whose mount has a mode without read permission cannot.
+        """
+        with contextlib.suppress(OSError):
+            self._unmounted = libc.watch_for_unmount(self._path)
+            mount = mountinfo.find(self._path)
+            if mount is None or mount.device != self._device:  # already
+                self._device = ""
+
     def _mounted(self) -> mountinfo.Mount | None:
         """Our mount, wherever it was moved to."""
-        return next((m for m in mountinfo.mounts() if self._device and m.device == self._device), None)
+        found = next((m for m in mountinfo.mounts() if self._device and m.device == self._device), None)
+        if self._unmounted >= 0 and select.select([self._unmounted], [], [], 0)[0]:
+            self._device = ""
+            return None
+        return found
 
     def _detach(self) -> None:
         """Take the mount out of the tree, lazily: whoever has a file open gets ENOTCONN when the daemon ends."""

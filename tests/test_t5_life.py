@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pty
@@ -18,6 +19,7 @@ from mounts import (
     Mounted,
     clean_environment,
     is_mounted,
+    mount_line,
     needs_root,
     proc_status,
     secretfs,
@@ -268,6 +270,35 @@ def test_lazy_umount_lets_open_files_live(mount: Mounted) -> None:
         assert os.pread(file.fileno(), 6, 0) == b"Secret"
         assert not mount.has_ended(mount.daemon)
     mount.wait_for_end()
+
+
+@pytest.mark.slow
+def test_a_number_that_another_mount_has_got(tmp_path: Path) -> None:
+    """The kernel gives the number of a file system that is gone to the next one, which is not taken for ours then."""
+    first = Mounted(tmp_path / "first")
+    number = device_number(first.path)
+    with contextlib.ExitStack() as mounts:
+        first.kill(signal.SIGSTOP, first.parent)
+        subprocess.run(["fusermount3", "-u", first.path], check=True)
+        first.wait_for_end_of(first.daemon)
+        for name in range(20):
+            other = mounts.enter_context(Mounted(tmp_path / str(name), "--size", "64K"))
+            if device_number(other.path) == number:
+                break
+        else:
+            pytest.fail("no other mount has got the number")
+        first.kill(signal.SIGCONT, first.parent)
+        first.wait_for_end_of(first.parent)
+        assert is_mounted(other.path)
+        (other.path / "f").write_bytes(b"works")
+    first.close()
+
+
+def device_number(path: Path) -> str:
+    """major:minor of what is mounted there."""
+    line = mount_line(path)
+    assert line is not None
+    return line.split()[2]
 
 
 @pytest.mark.slow
