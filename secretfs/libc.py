@@ -358,7 +358,7 @@ def umount(target: str, flags: int) -> None:
 
 
 def watch_for_unmount(target: str) -> int:
-    """inotify(7) on a directory: a descriptor from which an event (IN_UNMOUNT) can be read when its file system is gone.
+    """inotify(7) on a directory: a descriptor that can be read from when its file system is gone (IN_UNMOUNT).
 
     It does not keep the file system from being unmounted.
     """
