@@ -128,9 +128,7 @@ class Filesystem:
             if node.content.write(0, memoryview(target)) < len(target):
                 raise FileError(errno.ENOSPC)
         except FileError:
-            directory, entry = self._tree.find(parent, name)
-            assert entry is not None
-            self._tree.unlink(directory, entry, time.time_ns())
+            self.unlink(parent, name)
             raise
         return self.refer(node)
 
@@ -301,8 +299,7 @@ class Filesystem:
     def release(self, handle: int) -> int:
         """Close a file; one without a name is wiped now.
 
-        Returns:
-            The inode number if its pages must be thrown out of the kernel's page cache, else 0.
+        Returns the inode number if its pages must be thrown out of the kernel's page cache, else 0.
         """
         file = self.opened(handle)
         node = file.node

@@ -129,7 +129,7 @@ def test_open_descriptors(mount: Mounted) -> None:
 def test_the_parent_has_no_fuse_device(mount: Mounted) -> None:
     """The parent, which needs no secret, has no descriptor of /dev/fuse and no secret memory."""
     held = open_files(mount.parent)
-    assert set(held) <= {"/dev/null", "socket", "pipe", "anon_inode"}, held
+    assert set(held) <= {"/dev/null", "socket", "pipe", "anon_inode:inotify"}, held
     assert secret_mappings(mount.parent) == []
     assert proc_status(mount.parent)["VmLck"] == "0 kB"
 
