@@ -281,10 +281,11 @@ class SecretArea:
         """In a forked child: map what is shared for this process; its parent's mapping is not touched."""
         if self._fd < 0:
             raise ClosedError("this area belongs to the process that this one was forked from")
+        inherited = self._region
         _, self._region = sharing.attach(self._fd, self._backend)
         self._owner = _process
         self._view = self._region.view()
-        os.close(self._fd)  # the one that was inherited; the region has another
+        inherited.close()  # which closes its descriptor, and nothing else
         self._remember_descriptor()
         return self._view
 
