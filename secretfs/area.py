@@ -28,7 +28,12 @@ _process = os.getpid()
 
 
 class SecretArea:
-    """Secret memory of whole pages, wiped when closed and at interpreter exit.
+    """Secret memory of whole pages between guard pages, wiped when closed and at interpreter exit.
+
+    What reads or writes before its first byte or past its last, through `address` or in C, ends the process (SIGSEGV).
+    Guard pages are addresses only: they take no memory, and nothing of the lock limit. The kernel counts an area as two
+    mappings, of which a process may have 65,530 (vm.max_map_count): that is about 32,600 areas. A stranger's backend
+    may have no guard pages.
 
     Example:
         >>> from secretfs import SecretArea
@@ -56,7 +61,7 @@ class SecretArea:
             ValueError: `size` is not positive.
             UsageError: there is no such mode.
             BackendUnavailable: no backend works under that word.
-            LimitError: RLIMIT_MEMLOCK or a memory cgroup does not allow it; nothing is left behind.
+            LimitError: RLIMIT_MEMLOCK, a memory cgroup or vm.max_map_count does not allow it; nothing is left behind.
             PluginError: the backend is a stranger's, and broken.
         """
         if size <= 0:
@@ -97,7 +102,7 @@ class SecretArea:
 
         Raises:
             BackendUnavailable: it is not what it should be, or its size could change under us.
-            LimitError: it cannot be locked.
+            LimitError: it cannot be locked or mapped.
         """
         chosen, region = sharing.attach(fd, backend)
         area = cls.__new__(cls)
@@ -281,10 +286,11 @@ class SecretArea:
         """In a forked child: map what is shared for this process; its parent's mapping is not touched."""
         if self._fd < 0:
             raise ClosedError("this area belongs to the process that this one was forked from")
+        inherited = self._region
         _, self._region = sharing.attach(self._fd, self._backend)
         self._owner = _process
         self._view = self._region.view()
-        os.close(self._fd)  # the one that was inherited; the region has another
+        inherited.close()  # which closes its descriptor, and nothing else
         self._remember_descriptor()
         return self._view
 

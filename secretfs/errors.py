@@ -54,6 +54,7 @@ MORE_LOCKED = (
     "raise the limit: `ulimit -l KIB` as root, LimitMEMLOCK= in a systemd unit, "
     "memlock in /etc/security/limits.conf, or docker run --ulimit memlock=BYTES"
 )
+MORE_MAPPINGS = "make fewer and larger areas, or as root `sysctl vm.max_map_count=NUMBER`"
 MORE_IN_CGROUP = "raise its memory.max (systemd: MemoryMax=, docker run --memory)"
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
-import errno
 import functools
 import os
 import sys
@@ -21,7 +20,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 from secretfs import libc, turns
-from secretfs.errors import BoundsError, ClosedError, LimitError, LockLimitExceeded
+from secretfs.errors import BoundsError, ClosedError
+from secretfs.refusals import lock_refused
 
 __all__ = [
     "BACKEND_API",
@@ -35,7 +35,6 @@ __all__ = [
     "round_up",
 ]
 
-_OPEN_FILES = "raise the limit on open files: `ulimit -n`, LimitNOFILE= in a systemd unit"
 BACKEND_API = 1
 """The version of this contract. A backend with another `api` is refused."""
 
@@ -175,20 +174,6 @@ def round_up(size: int, step: int) -> int:
     return (size + step - 1) // step * step
 
 
-def lock_refused(wanted: int, cause: OSError) -> OSError | LimitError:
-    """What to raise when the kernel would not give `wanted` bytes: a LimitError if a limit is why, else `cause`."""
-    if cause.errno in (errno.EMFILE, errno.ENFILE):
-        return LimitError(f"cannot map {wanted} bytes: {os.strerror(cause.errno)}", hint=_OPEN_FILES)
-    if cause.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EPERM, errno.EFAULT):
-        return cause
-    limit, used = libc.lock_limit(), libc.locked_bytes()
-    if limit is not None and (cause.errno != errno.ENOMEM or used + wanted > limit):
-        return LockLimitExceeded(wanted, used=used, limit=limit)
-    if cause.errno == errno.EPERM:
-        return cause
-    return LimitError(f"cannot map {wanted} bytes: {os.strerror(errno.ENOMEM)}", hint="free memory, or ask for less")
-
-
 class MappedRegion:
     """A Region over pages that are mapped already.
 
@@ -247,17 +232,26 @@ class MappedRegion:
     def enclose(self) -> None:
         """Move the pages between two guard pages: an access before their start or past their end is SIGSEGV.
 
-        To be called before there is a view. Not part of Region: a backend without it has no guard pages.
+        They are addresses only, which take no memory and nothing of the lock limit. To be called before there is a
+        view. Not part of Region: a backend without it, or that overrides it as its pages cannot be moved, has none.
+
+        Raises:
+            LimitError: no addresses or mappings are left for them; the region is closed.
         """
         self._require_alive()
-        page = libc.PAGE_SIZE
-        base = libc.reserve(self.size + 2 * page)
+        page, base = libc.PAGE_SIZE, 0
+        self._mapped = False  # where the pages are is not known if a signal handler raises in between
         try:
+            base = libc.reserve(self.size + 2 * page)
             libc.mremap(self._address, self.size, base + page)
         except OSError as error:
-            libc.munmap(base, self.size + 2 * page)
-            raise lock_refused(self.size, error) from error
-        self._address, self._guard = base + page, page
+            self._mapped = True
+            refusal = lock_refused(self.size, error)
+            if base:
+                libc.munmap(base, self.size + 2 * page)
+            self.close()
+            raise refusal from error
+        self._address, self._guard, self._mapped = base + page, page, True
 
     def lend_to_child(self) -> None:
         """Before a fork: let the child have these pages. It calls adopt(), and its parent let_go()."""

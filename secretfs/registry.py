@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from secretfs import libc
 from secretfs.errors import BackendUnavailable, LimitError, PluginError, SecretFSError
-from secretfs.interface import BACKEND_API, Backend, Guarantees, Region
+from secretfs.interface import BACKEND_API, Backend, Guarantees, MappedRegion, Region
 from secretfs.quoting import one_line
 
 __all__ = [
@@ -258,11 +258,15 @@ def _probed(backend: Backend) -> None:
 def map_region(backend: Backend, size: int, *, shared: bool = False) -> tuple[Region, memoryview]:
     """A region and a view of it, where whatever a stranger's code does but refuse is an error that names it.
 
+    The region lies between guard pages, if it is one that can have them.
+
     Raises:
         PluginError: it raised something else than errors of ours or of the system's, or gave no region of that size.
     """
     try:
         region = backend.map(size, shared=shared)
+        if isinstance(region, MappedRegion):
+            region.enclose()
         view = region.view()
         given = len(view)
     except (SecretFSError, OSError, MemoryError):

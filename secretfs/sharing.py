@@ -11,17 +11,17 @@ from typing import Any
 
 from secretfs import registry
 from secretfs.errors import BackendUnavailable
-from secretfs.interface import Backend, Region, Shareable
+from secretfs.interface import Backend, MappedRegion, Region, Shareable
 
 __all__ = ["attach", "teach_multiprocessing"]
 
 
 def attach(fd: int, backend: str | Backend | None) -> tuple[Backend, Region]:
-    """The backend whose memory is behind `fd`, and the region that it has mapped.
+    """The backend whose memory is behind `fd`, and the region that it has mapped, between guard pages if it can.
 
     Raises:
         BackendUnavailable: it is nothing of that backend's, or of any.
-        LimitError: it cannot be locked.
+        LimitError: it cannot be locked, or have guard pages.
     """
     refusals = []
     for candidate in _candidates(backend):
@@ -29,9 +29,13 @@ def attach(fd: int, backend: str | Backend | None) -> tuple[Backend, Region]:
             refusals.append(f"the backend {candidate.name} shares nothing")
             continue
         try:
-            return candidate, candidate.attach(fd)
+            region = candidate.attach(fd)
         except BackendUnavailable as error:
             refusals.append(str(error))
+            continue
+        if isinstance(region, MappedRegion):
+            region.enclose()
+        return candidate, region
     raise BackendUnavailable("; ".join(refusals), hint="send what SecretArea.share(…).fileno() gives")
 
 

@@ -282,6 +282,25 @@ def test_shared_area_says_what_it_costs(backend) -> None:
         assert not area.guarantees.unforkable
 
 
+def test_child_closes_an_inherited_descriptor_once(emulator) -> None:
+    """A shared area that a child has mapped for itself takes no descriptor with it that the child opened since."""
+    area = SecretArea.share(1, backend=emulator)
+    area.write(SECRET)
+    view = area.view()
+    inherited = area.fileno()
+
+    def child() -> bool:
+        assert area.equals(SECRET)
+        assert os.open(os.devnull, os.O_RDONLY) == inherited  # it was closed
+        view.release()
+        os.fstat(inherited)
+        return True
+
+    assert in_child(child)
+    view.release()
+    area.close()
+
+
 def test_exit_wipes_every_area() -> None:
     """At interpreter exit an area that is still referred to is wiped, seen by a thread of another exit handler."""
     code = """if True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,10 +16,12 @@ import pytest
 from audits import PATIENCE, leftovers, results, some
 from mounts import SECRETFS, clean_environment, needs_root, needs_secretmem, public_directory, secretfs
 
+from secretfs.audit import inside
+from secretfs.audit.holders import Emulated
 from secretfs.audit.model import GROUPS, HELD, KINDS, LEAKED, NOT_TRIED, SOURCES, SUBJECTS
 from secretfs.audit.needle import LENGTH, Needle
 from secretfs.audit.table import TABLE
-from secretfs.interface import Guarantees
+from secretfs.interface import Guarantees, MappedRegion
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE)]
 
@@ -264,6 +267,23 @@ def _wait_until(condition) -> None:
     os.close(reader)
     os.close(writer)
     assert condition()
+
+
+@pytest.mark.parametrize("attack", [inside.over_read, inside.under_read])
+def test_only_guard_pages_end_an_over_read(emulator, monkeypatch: pytest.MonkeyPatch, attack) -> None:
+    """Reading past either end of an area gets the neighbour's secret where there are no guard pages, and none else."""
+
+    def tried() -> bool:
+        holder = Emulated(Needle.fresh(), "")
+        try:
+            return attack(holder)
+        finally:
+            holder.release()
+
+    with pytest.raises(OSError, match=os.strerror(errno.EFAULT)):
+        tried()
+    monkeypatch.setattr(MappedRegion, "enclose", lambda region: None)
+    assert tried()
 
 
 def test_report_that_cannot_be_written(tmp_path: Path) -> None:

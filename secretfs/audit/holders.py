@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import subprocess
@@ -25,6 +26,9 @@ __all__ = ["HOLDERS", "File", "Holder"]
 
 SIZE = libc.PAGE_SIZE
 _PAGES = 16
+_NEAR = 2 * SIZE
+"""Bytes between two areas side by side: two guard pages."""
+_ROW = 8
 
 
 class Holder(Protocol):
@@ -36,8 +40,8 @@ class Holder(Protocol):
     claims: dict[str, bool]
     """What is promised of this memory, by the names of Guarantees."""
 
-    def front(self) -> int:
-        """The end of an object that lies, or might lie, before the needle."""
+    def neighbours(self) -> tuple[int, int]:
+        """The end of an object that lies, or might lie, in front of a needle, and the start of one behind."""
 
     def view(self) -> Any:
         """A view of the memory, to be kept after release()."""
@@ -81,8 +85,8 @@ class Ordinary:
         text = bytes(_at(self.address)).decode()
         self.child = subprocess.Popen(["cat", "-", text], stdin=subprocess.PIPE, env={**os.environ, "SECRET": text})
 
-    def front(self) -> int:
-        return self.address - LENGTH
+    def neighbours(self) -> tuple[int, int]:
+        return self.address - LENGTH, self.address + 2 * LENGTH
 
     def view(self) -> Any:
         return _at(self.heap_address)
@@ -99,25 +103,36 @@ class Area:
 
     def __init__(self, needle: Needle, backend: str) -> None:
         self.needle = needle
-        self._area = SecretArea(_PAGES * SIZE, backend=backend)
-        with self._area.view() as view:
-            for page in range(_PAGES):
-                needle.uncover_into(view[page * SIZE :])
+        self._area = self._planted(backend)
+        self._others: list[SecretArea] = []
         self.address = self._area.address
         self.claims = self._area.guarantees.as_dict()
 
-    def front(self) -> int:
-        self._before = SecretArea(_PAGES * SIZE, backend=self._area.backend)
-        if self.address - self._before.address != _PAGES * SIZE:
-            raise NotTriedError("the area made next does not lie in front of it")
-        return self.address  # which is also the end of the one in front
+    def _planted(self, backend: str) -> SecretArea:
+        area = SecretArea(_PAGES * SIZE, backend=backend)
+        with area.view() as view:
+            for page in range(_PAGES):
+                self.needle.uncover_into(view[page * SIZE :])
+        return area
+
+    def neighbours(self) -> tuple[int, int]:
+        """Of two areas that lie as near to each other as areas do: each is the other's object in front or behind."""
+        while True:
+            row = sorted((area.address, area.address + area.size) for area in (self._area, *self._others))
+            for (_, end), (start, _) in itertools.pairwise(row):
+                if start - end <= _NEAR:
+                    return end, start
+            if len(row) > _ROW:
+                raise NotTriedError("no two areas lie side by side")
+            self._others.append(self._planted(self._area.backend))
 
     def view(self) -> Any:
         return self._area.view()
 
     def release(self) -> None:
-        with contextlib.suppress(BufferError):  # a view is in use: wiped all the same
-            self._area.close()
+        for area in (self._area, *self._others):
+            with contextlib.suppress(BufferError):  # a view is in use: wiped all the same
+                area.close()
 
 
 class Emulated(Area):
@@ -148,8 +163,8 @@ class ClosedSecret:
             self.address = address
         self.claims = self._secret.guarantees.as_dict()
 
-    def front(self) -> int:
-        return self.address - LENGTH  # its neighbour's in the slab, whose canary comes first
+    def neighbours(self) -> tuple[int, int]:
+        return self.address - LENGTH, self.address + 2 * LENGTH  # in the slab, with canaries between
 
     def view(self) -> Any:
         kept = None
@@ -209,8 +224,8 @@ class Preloaded:
         # A program's copies are not the library's, and a forked child gets a copy of its own.
         return {**claims, "no_residue": False, "unforkable": False}
 
-    def front(self) -> int:
-        raise NotTriedError("what lies in front of a key in OpenSSL's heap is chance")
+    def neighbours(self) -> tuple[int, int]:
+        raise NotTriedError("what lies beside a key in OpenSSL's heap is chance")
 
     def view(self) -> Any:
         raise NotTriedError("OpenSSL hands out no view")
@@ -236,7 +251,7 @@ class File:
         """Write the needle, once more, to the open file."""
         _write_needle(self._fd, self.needle)
 
-    def front(self) -> int:
+    def neighbours(self) -> tuple[int, int]:
         raise NotTriedError("the daemon runs no code of the audit's")
 
     def view(self) -> Any:
@@ -259,8 +274,8 @@ class Emulation:
         needle.uncover_into(_at(self.address))
         self.claims: dict[str, bool] = {}  # it looks like secret memory to the program, and is not
 
-    def front(self) -> int:
-        raise NotTriedError("what lies in front of a mapping is chance")
+    def neighbours(self) -> tuple[int, int]:
+        raise NotTriedError("what lies beside a mapping is chance")
 
     def view(self) -> Any:
         raise NotTriedError("a raw mapping is an address, without views")

@@ -6,7 +6,6 @@ that the victim stays clean for the next attack.
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import sys
@@ -29,11 +28,12 @@ __all__ = [
     "plain_write",
     "registered_buffer",
     "stale_view",
+    "under_read",
     "use_after_free",
     "vmsplice",
 ]
 
-REACH = 1 << 14
+REACH = 4 * libc.PAGE_SIZE
 """Bytes that an over-read goes on."""
 _MEMORY_FILE_SYSTEMS = (0x01021994, 0x858458F6)
 """tmpfs, ramfs (statfs(2))."""
@@ -77,16 +77,20 @@ def o_direct(holder: Holder) -> bool:
 
 def over_read(holder: Holder) -> bool:
     """Read on past the end of an object that lies in front."""
-    start = holder.front()
-    for end in range(start + LENGTH, start + REACH, LENGTH):
-        if end - LENGTH <= holder.address < end:
-            return _through_pipe(holder, functools.partial(_write_two, end - LENGTH))
-        _probe(end - LENGTH)
-    return False
+    end, _ = holder.neighbours()
+    return any(_reads(holder, address) for address in range(end, end + REACH, LENGTH))
 
 
-def _write_two(address: int, writer: int) -> int:
-    return calls.write_address(writer, address, 2 * LENGTH)
+def under_read(holder: Holder) -> bool:
+    """Read back before the start of an object that lies behind."""
+    _, start = holder.neighbours()
+    nearest = start - 2 * LENGTH
+    return any(_reads(holder, address) for address in range(nearest, nearest - REACH, -LENGTH))
+
+
+def _reads(holder: Holder, address: int) -> bool:
+    """Whether the needle begins there, or soon after; EFAULT where nothing can be read, and a bug would end."""
+    return _through_pipe(holder, lambda writer: calls.write_address(writer, address, 2 * LENGTH))
 
 
 def use_after_free(holder: Holder) -> bool:
@@ -174,16 +178,6 @@ def _through_pipe(holder: Holder, fill: Callable[[int], int]) -> bool:
         return got > 0 and holder.needle.in_file(reader, limit=got)
     finally:
         signal.signal(signal.SIGPIPE, before)
-        os.close(reader)
-        os.close(writer)
-
-
-def _probe(address: int) -> None:
-    """EFAULT where nothing can be read: the over-read ends there."""
-    reader, writer = os.pipe()
-    try:
-        calls.write_address(writer, address, 1)
-    finally:
         os.close(reader)
         os.close(writer)
 

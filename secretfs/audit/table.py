@@ -194,6 +194,10 @@ _OWNER = (
         "over-read", "over-read", "in-context", None, inside.over_read,
         "Reads on past the end of an object that lies in front.",
     ),
+    _inside(
+        "under-read", "under-read", "in-context", None, inside.under_read,
+        "Reads back before the start of an object that lies behind.",
+    ),
     replace(
         _inside(
             "use-after-free", "use after free", "residue", None, inside.use_after_free,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 
 from secretfs import libc
 from secretfs.errors import BackendUnavailable, BoundsError, ClosedError
-from secretfs.interface import BACKEND_API, Access, Backend, Guarantees, Region
+from secretfs.interface import BACKEND_API, Access, Backend, Guarantees, MappedRegion, Region
 from secretfs.testing._suite import PAGE, PATTERN, SIZE, Suite, fill, is_zero
-from secretfs.testing.children import outcome_in_child
+from secretfs.testing.children import in_child, outcome_in_child
 from secretfs.testing.memory import address_of, can_read, descriptors, mapping
 
 __all__ = ["AccessRights", "Bytes", "Identity"]
@@ -194,8 +195,6 @@ class Bytes(Suite):
         if kind == "view":
             return view
         if kind == "foreign":
-            import ctypes
-
             return (ctypes.c_char * PAGE).from_buffer(view)
         derived = view[5:PAGE] if kind == "slice" else memoryview(view)
         view.release()
@@ -254,6 +253,25 @@ class AccessRights(Suite):
         """Writing a region protected by READ is SIGSEGV."""
         self.require_pages()
         assert self.violation(Access.READ, write=True) == signal.SIGSEGV
+
+    @pytest.mark.parametrize("beyond", [-1, PAGE])
+    def test_guard_pages_end_who_goes_beyond(self, backend: Backend, beyond: int) -> None:
+        """Between guard pages the bytes are what they were, and an access to those before or behind is SIGSEGV."""
+        self.require_pages()
+        region = backend.map(PAGE)
+        region.close()
+        if getattr(type(region), "enclose", None) is not MappedRegion.enclose:
+            pytest.skip("this backend has no guard pages, or makes its own")
+
+        def read(offset: int) -> bytes:
+            region = self.make_backend().map(PAGE)
+            assert isinstance(region, MappedRegion)
+            fill(region)
+            region.enclose()
+            return ctypes.string_at(address_of(region.view()) + offset, 1)
+
+        assert in_child(lambda: read(0)) == PATTERN[:1]
+        assert outcome_in_child(lambda: read(beyond)).signal == signal.SIGSEGV
 
     def test_what_is_allowed_works(self, backend: Backend) -> None:
         """Reading under READ and writing under WRITE work."""
