@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from secretfs.errors import FileError, LimitError, SecretFSError
@@ -25,6 +24,7 @@ from secretfs.filesystem import Changes, Filesystem
 from secretfs.names import NAME_MAX
 from secretfs.native.fallback import AnyShim
 from secretfs.nodes import ROOT, Node
+from secretfs.pagecache import InodeQueue
 from secretfs.pages import PAGE
 from secretfs.plaintext import consume
 from secretfs.window import Window
@@ -87,29 +87,6 @@ def _request(
         return coroutine  # type: ignore[return-value]  # mypy gives wraps() a named `self`
 
     return decorate
-
-
-class InodeQueue:
-    """Inode numbers for the task that empties the page cache."""
-
-    def __init__(self) -> None:
-        self._inodes: set[int] = set()
-        self._event = trio.Event()
-
-    def put(self, inode: int) -> None:
-        """Add one; 0 is none."""
-        if inode:
-            self._inodes.add(inode)
-            self._event.set()
-
-    async def wait(self) -> None:
-        """Until there is one."""
-        await self._event.wait()
-
-    def take(self) -> list[int]:
-        """All of them; the queue is empty then."""
-        inodes, self._inodes, self._event = list(self._inodes), set(), trio.Event()
-        return inodes
 
 
 class Operations(pyfuse3.Operations):

@@ -6,7 +6,6 @@ functions here, and nowhere else in the daemon.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -120,9 +119,11 @@ class Session:
             self._pyfuse3.close(unmount=False)  # open handles now get ENOTCONN
 
     async def _run(self, operations: Operations, detach: Callable[[], None]) -> None:
+        from secretfs import pagecache
+
         async with self._trio.open_nursery() as nursery:
             nursery.start_soon(self._end_on_signal, detach)
-            nursery.start_soon(self._empty_page_cache, operations)
+            nursery.start_soon(pagecache.keep_empty, operations.page_cached, self._pyfuse3.invalidate_inode)
             # One worker: no handler ever waits, and each worker has a receive buffer of a megabyte.
             await self._pyfuse3.main(min_tasks=1, max_tasks=1)
             nursery.cancel_scope.cancel()
@@ -137,19 +138,3 @@ class Session:
         log.info("ending on %s", signal.Signals(number).name)
         await self._trio.to_thread.run_sync(detach)  # requests are still answered meanwhile
         self._pyfuse3.terminate()
-
-    async def _empty_page_cache(self, operations: Operations) -> None:
-        """Throw out what private mappings and sendfile(2) put into the page cache, once a file is closed or unlinked.
-        When it is truncated the kernel does so by itself.
-
-        In a thread: the kernel waits for a page that is just being read, and the answer to that read comes from here.
-        """
-        queue = operations.page_cached
-        while True:
-            await queue.wait()
-            for inode in queue.take():
-                try:
-                    await self._trio.to_thread.run_sync(self._pyfuse3.invalidate_inode, inode)
-                except OSError as error:
-                    if error.errno != errno.ENOENT:  # the kernel has forgotten the inode, and its pages with it
-                        log.error("the page cache cannot be emptied: %s", os.strerror(error.errno or 0).lower())

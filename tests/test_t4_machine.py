@@ -335,6 +335,7 @@ class FilesystemMachine(Comparison):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("real", [["emulator"], ["emulator", "kernel"]], ids="-".join)
 def test_every_backend_is_as_the_model(request, real) -> None:
     """Whatever is done to a file system, it answers as dicts would, the same on a fake, the emulator and the kernel."""
