@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from secretfs.errors import CgroupLimitExceeded
 
-__all__ = ["Room", "headroom", "leave", "require_headroom", "require_headroom_ahead"]
+__all__ = ["Room", "ancestry", "headroom", "leave", "require_headroom", "require_headroom_ahead"]
 
 SPARE = 1 << 20
 """Bytes left alone for page tables, kernel memory and whatever else runs in the group."""
@@ -92,6 +92,12 @@ def headroom() -> Room | None:
     """The tightest limit above this process, or None where no memory cgroup limits it."""
     rooms = [room for files, path in _groups() if (room := _room(files, path)) is not None]
     return min(rooms, default=None)
+
+
+def ancestry(version: int) -> list[str]:
+    """This process's group in the hierarchy of cgroup v1 (of the memory controller) or v2, and all above it."""
+    wanted = {1: _V1, 2: _V2}[version]
+    return [path for files, path in _groups() if files is wanted]
 
 
 def _room(files: _Files, path: str) -> Room | None:

@@ -19,6 +19,7 @@ __all__ = [
     "io_uring_register",
     "io_uring_setup",
     "map_descriptor",
+    "map_fixed",
     "mincore",
     "perf_event_open",
     "pidfd",
@@ -36,6 +37,7 @@ MACHINE = platform.machine()
 _GENERIC = {"bpf": 280, "perf_event_open": 241}
 _NUMBERS = {"x86_64": {"bpf": 321, "perf_event_open": 298}}.get(MACHINE, _GENERIC)
 _IO_URING_SETUP, _IO_URING_ENTER, _IO_URING_REGISTER = 425, 426, 427
+_MAP_NEW_FIXED = 0x100022  # MAP_FIXED_NOREPLACE | MAP_ANONYMOUS | MAP_PRIVATE
 _PIDFD_GETFD, _PROCESS_MADVISE = 438, 440
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,9 +101,18 @@ def write_address(fd: int, address: int, length: int) -> int:
 def map_descriptor(fd: int, length: int, *, private: bool = False, writable: bool = False, offset: int = 0) -> int:
     """mmap(2) of a descriptor."""
     address = _libc.mmap(None, length, 3 if writable else 1, 2 if private else 1, fd, offset)
+    return _mapped(address)
+
+
+def _mapped(address: int) -> int:
     if address == ctypes.c_void_p(-1).value:
         check(-1)
     return int(address)
+
+
+def map_fixed(address: int, length: int) -> int:
+    """mmap(2) of new memory at that address; FileExistsError where something else is."""
+    return _mapped(_libc.mmap(address, length, 3, _MAP_NEW_FIXED, -1, 0))
 
 
 def munmap(address: int, length: int) -> None:

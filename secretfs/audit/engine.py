@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence, Set
 
 from secretfs.audit.advice import facts
 from secretfs.audit.model import HELD, LEAKED, NOT_TRIED, SUBJECTS, Attack, Audit, Cell, NotTriedError
+from secretfs.audit.squeeze import memory_group
 from secretfs.audit.subjects import NOBODY, Target, become, start, users
 from secretfs.audit.undo import Undo
 
@@ -146,7 +147,9 @@ class _Run:
         living = self._living(subject)  # which says what is claimed, and whether it can be tried at all
         if attack.outside is not None:
             _attacker(attack, living)
-        with start(subject, living.uid, self._undo, guard=self._guard) as target:
+        with contextlib.ExitStack() as stack:
+            group = stack.enter_context(memory_group(self._undo)) if attack.grouped else None
+            target = stack.enter_context(start(subject, living.uid, self._undo, guard=self._guard, group=group))
             if attack.planted:
                 target.plant()
             return self._attack(attack, target)
@@ -208,7 +211,7 @@ def _as_user(attack: Attack, target: Target, uid: int) -> tuple[str, str]:
         return NOT_TRIED, str(error)[: _REASON // 2]
     except Exception as error:  # noqa: BLE001 - told, not raised: this is a child
         return NOT_TRIED, f"the attack failed: {type(error).__name__}: {error}"[: _REASON // 2]
-    return cell.result, cell.why
+    return cell.result, cell.why or target.detail
 
 
 def _outcome(attack: Callable[[], bool]) -> Cell:

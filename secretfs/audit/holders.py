@@ -46,6 +46,9 @@ class Holder(Protocol):
     def view(self) -> Any:
         """A view of the memory, to be kept after release()."""
 
+    def another(self) -> int:
+        """The address of the needle in more memory of the same kind, lower if possible."""
+
     def release(self) -> None:
         """Give the memory back, as its user would."""
 
@@ -91,6 +94,13 @@ class Ordinary:
     def view(self) -> Any:
         return _at(self.heap_address)
 
+    def another(self) -> int:
+        room = 1 << 20
+        address = libc.mmap_anonymous(room + SIZE)
+        libc.munmap(address, room)
+        self.needle.uncover_into(_at(address + room))
+        return address + room
+
     def release(self) -> None:
         libc.munmap(self._mapped, SIZE)
         os.close(self._fd)
@@ -128,6 +138,10 @@ class Area:
 
     def view(self) -> Any:
         return self._area.view()
+
+    def another(self) -> int:
+        self._others.append(self._planted(self._area.backend))
+        return self._others[-1].address
 
     def release(self) -> None:
         for area in (self._area, *self._others):
@@ -171,6 +185,9 @@ class ClosedSecret:
         with contextlib.suppress(BufferError), self._secret.reveal() as view:  # it says so when a part is kept
             kept = view[:LENGTH]
         return kept
+
+    def another(self) -> int:
+        raise NotTriedError("no stack can be put right below it")
 
     def release(self) -> None:
         with contextlib.suppress(BufferError):
@@ -230,6 +247,9 @@ class Preloaded:
     def view(self) -> Any:
         raise NotTriedError("OpenSSL hands out no view")
 
+    def another(self) -> int:
+        raise NotTriedError("no stack can be put right below it")
+
     def release(self) -> None:
         self._crypto.EVP_PKEY_free(self._key)
 
@@ -257,6 +277,9 @@ class File:
     def view(self) -> Any:
         raise NotTriedError("the daemon runs no code of the audit's")
 
+    def another(self) -> int:
+        raise NotTriedError("the daemon runs no code of the audit's")
+
     def release(self) -> None:
         os.close(self._fd)
         os.unlink(self._path)
@@ -279,6 +302,9 @@ class Emulation:
 
     def view(self) -> Any:
         raise NotTriedError("a raw mapping is an address, without views")
+
+    def another(self) -> int:
+        raise NotTriedError("no stack can be put right below it")
 
     def release(self) -> None:
         libc.wipe(self.address, LENGTH)

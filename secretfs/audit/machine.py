@@ -13,7 +13,6 @@ import select
 import shutil
 import signal
 import struct
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,17 +24,14 @@ from secretfs.audit.needle import LENGTH, Needle
 from secretfs.audit.subjects import Target
 from secretfs.audit.undo import Undo
 
-__all__ = ["after_kill", "core_dump", "kcore", "page_cache", "swap"]
+__all__ = ["after_kill", "core_dump", "kcore", "page_cache", "wait_for"]
 
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 _KERNEL_TEXT = 0xFFFFFFFF80000000
 _CHUNK = 1 << 16
 """Bytes that are searched at once: small ones are allocated again and again from the same memory."""
-_MADV_PAGEOUT = 21
-_SWAP_SIZE = 16 << 20
 _PATIENCE = 2.0
 """Seconds."""
-_SWAP_PRIORITY = 0x8000 | 32767  # SWAP_FLAG_PREFER, before all others
 
 
 def core_dump(target: Target) -> bool:
@@ -46,24 +42,11 @@ def core_dump(target: Target) -> bool:
             raise NotTriedError("dd is not installed")
         with undo.unless_done("remove", folder), _setting(undo, _CORE_PATTERN, f"|{program} of={core}"):
             _end(target.pid, signal.SIGABRT)
-            _wait_for(lambda: _has_ended(core))
+            wait_for(lambda: _has_ended(core))
             return target.needle.in_path(core)
 
 
-def swap(target: Target) -> bool:
-    """Page it out into a swap file of ours."""
-    if shutil.which("mkswap") is None:
-        raise NotTriedError("mkswap is not installed")
-    places = target.places()
-    with _swap_file() as path, calls.pidfd(target.pid) as pidfd:
-        for place in places:
-            start = place.start // libc.PAGE_SIZE * libc.PAGE_SIZE
-            with contextlib.suppress(OSError):
-                calls.process_madvise(pidfd, start, max(place.size, libc.PAGE_SIZE), _MADV_PAGEOUT)
-        return _wait_for(lambda: _in_uncached(target.needle, path))
-
-
-def _wait_for(condition: Callable[[], bool]) -> bool:
+def wait_for(condition: Callable[[], bool]) -> bool:
     """What the kernel does in its own time, and tells nobody."""
     end = time.monotonic() + _PATIENCE
     while not condition():
@@ -85,16 +68,6 @@ def _has_ended(core: str) -> bool:
     finally:
         os.close(fd)
     return os.stat(core).st_size > 0
-
-
-def _in_uncached(needle: Needle, path: str) -> bool:
-    """Whether a needle is in a file on its disk: the kernel swaps past the page cache."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return needle.in_file(fd)
-    finally:
-        os.close(fd)
 
 
 def kcore(target: Target) -> bool:
@@ -153,32 +126,6 @@ def _end(pid: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
         if not select.select([pidfd], [], [], 60)[0]:
             raise NotTriedError("it does not end")
-
-
-@contextlib.contextmanager
-def _swap_file() -> Iterator[str]:
-    folder = "/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir()  # noqa: S108
-    fd, path = tempfile.mkstemp(prefix="secretfs-audit-swap-", dir=folder)
-    with Undo() as undo, undo.unless_done("unlink", path):
-        try:
-            try:
-                os.write(fd, bytes(_SWAP_SIZE))  # fallocate(2) would leave what nobody can read afterwards
-                os.fsync(fd)
-                subprocess.run(["mkswap", path], check=True, capture_output=True, timeout=20)
-            except (OSError, subprocess.SubprocessError) as error:
-                raise NotTriedError(f"no swap file can be made in {folder}") from error
-            with undo.unless_done("swapoff", path):
-                try:
-                    calls.swapon(path, _SWAP_PRIORITY)
-                except OSError as error:
-                    raise NotTriedError(f"no swap file can be used in {folder}: {error.strerror}") from error
-                try:
-                    yield path
-                finally:
-                    calls.swapoff(path)
-        finally:
-            os.close(fd)
-            os.unlink(path)
 
 
 def _require_kcore() -> None:

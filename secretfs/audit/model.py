@@ -44,6 +44,8 @@ class Attack:
     inside: Callable[[Holder], bool] | None = None
     fresh: bool = False
     """It needs a victim of its own: it ends it, or must be there before there is a secret in it."""
+    grouped: bool = False
+    """It needs that victim to be in a memory cgroup of its own, if one can be made."""
     planted: bool = True
     """Whether the victim has its secret before the attack begins."""
     apart_from: dict[str, str] = field(default_factory=dict)

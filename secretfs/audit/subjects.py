@@ -7,6 +7,7 @@ what cannot be started as such a user is root's, and then those attacks are not 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from secretfs.audit import victim
 from secretfs.audit.model import NotTriedError
 from secretfs.audit.needle import LENGTH, Needle
 from secretfs.audit.spaces import Place, protected
+from secretfs.audit.squeeze import Group
 from secretfs.audit.undo import Undo, started
 from secretfs.process import close_descriptors
 
@@ -49,6 +51,10 @@ class Target:
         self.channel = channel
         channel.settimeout(PATIENCE)
         hello = self.receive()
+        self.group: Group | None = None
+        """The memory cgroup of the audit's that all its processes are in, if they are in one."""
+        self.detail = ""
+        """What an attack has to tell beside its result."""
         self.client = int(hello["pid"])
         """The process that the audit talks to: for all but a mount the one that holds the needle."""
         self.pid = self.client
@@ -128,8 +134,8 @@ def users() -> list[int]:
 
 
 @contextlib.contextmanager
-def start(subject: str, uid: int, undo: Undo, *, guard: bool = False) -> Iterator[Target]:
-    """A subject, not planted yet; it is gone at the end of the block.
+def start(subject: str, uid: int, undo: Undo, *, guard: bool = False, group: Group | None = None) -> Iterator[Target]:
+    """A subject, not planted yet; it is gone at the end of the block. All its processes start in `group`.
 
     Raises:
         NotTriedError: it cannot be started here as that user.
@@ -137,15 +143,18 @@ def start(subject: str, uid: int, undo: Undo, *, guard: bool = False) -> Iterato
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_folder(uid, undo))
         if subject == "mount":
-            stack.enter_context(_mounted(os.path.join(folder, "mount"), uid, undo, ["--guard"] * guard))
+            flags = ["--guard"] * guard
+            stack.enter_context(_mounted(os.path.join(folder, "mount"), uid, undo, flags, group))
         launch = _exec if subject in _STARTED_BY else _fork
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            pid, stop = launch(subject, uid, folder, theirs)
+            pid, stop = launch(subject, uid, folder, theirs, group)
         stack.enter_context(undo.unless_done("kill", pid, started(pid)))
         stack.callback(stop)
         stack.callback(ours.close)
-        yield Target(subject, folder, ours)
+        target = Target(subject, folder, ours)
+        target.group = group
+        yield target
 
 
 @contextlib.contextmanager
@@ -159,10 +168,14 @@ def _folder(uid: int, undo: Undo) -> Iterator[str]:
         yield folder
 
 
-def _fork(subject: str, uid: int, folder: str, channel: socket.socket) -> tuple[int, Callable[[], None]]:
+def _fork(
+    subject: str, uid: int, folder: str, channel: socket.socket, group: Group | None
+) -> tuple[int, Callable[[], None]]:
     pid = os.fork()
     if pid == 0:
         try:
+            if group is not None:
+                group.join()
             _be_victim(subject, uid, folder, channel)
         finally:
             os._exit(0)
@@ -189,15 +202,17 @@ def _end(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _exec(subject: str, uid: int, folder: str, channel: socket.socket) -> tuple[int, Callable[[], None]]:
+def _exec(
+    subject: str, uid: int, folder: str, channel: socket.socket, group: Group | None
+) -> tuple[int, Callable[[], None]]:
     command = [*_PYTHON, "-m", "secretfs", *_STARTED_BY[subject], *_PYTHON, "-m", "secretfs.audit.victim", subject]
     with open(os.path.join(folder, "log"), "ab") as log:
         try:
             process = subprocess.Popen(
-                command, stdin=channel.fileno(), stdout=log, stderr=log, cwd="/", **_as_user(uid)
+                command, stdin=channel.fileno(), stdout=log, stderr=log, cwd="/", **_as_user(uid, group)
             )
-        except OSError as error:
-            raise NotTriedError(f"it cannot be started: {error.strerror}") from error
+        except (OSError, subprocess.SubprocessError) as error:
+            raise NotTriedError(f"it cannot be started: {error}") from error
 
     def stop() -> None:
         try:
@@ -210,14 +225,14 @@ def _exec(subject: str, uid: int, folder: str, channel: socket.socket) -> tuple[
 
 
 @contextlib.contextmanager
-def _mounted(path: str, uid: int, undo: Undo, flags: list[str]) -> Iterator[None]:
+def _mounted(path: str, uid: int, undo: Undo, flags: list[str], group: Group | None) -> Iterator[None]:
     """A small mount of that user's."""
     os.mkdir(path, 0o700)
     if uid != os.geteuid():
         os.chown(path, uid, uid)
     with undo.unless_done("umount", path):
         forced = ["--force"] * (os.geteuid() == 0)
-        secretfs(uid, "mount", "--size", "1M", "--max-files", "64", *forced, *flags, path)
+        secretfs(uid, "mount", "--size", "1M", "--max-files", "64", *forced, *flags, path, group=group)
         try:
             yield
         finally:
@@ -225,14 +240,14 @@ def _mounted(path: str, uid: int, undo: Undo, flags: list[str]) -> Iterator[None
                 secretfs(uid, "umount", "--lazy", path)
 
 
-def secretfs(uid: int, *words: str) -> None:
-    """Run the command, as that user; NotTriedError has what it complains of."""
+def secretfs(uid: int, *words: str, group: Group | None = None) -> None:
+    """Run the command, as that user and in that group; NotTriedError has what it complains of."""
     try:
         done = subprocess.run(
             [*_PYTHON, "-m", "secretfs", *words], check=False, capture_output=True, text=True, timeout=PATIENCE,
-            stdin=subprocess.DEVNULL, cwd="/", **_as_user(uid),
+            stdin=subprocess.DEVNULL, cwd="/", **_as_user(uid, group),
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise NotTriedError(f"`secretfs {words[0]}` cannot be run: {type(error).__name__}") from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "error: " in line] or done.stderr.splitlines()[-1:]
@@ -240,5 +255,13 @@ def secretfs(uid: int, *words: str) -> None:
         raise NotTriedError(f"`secretfs {words[0]}`: {what}")
 
 
-def _as_user(uid: int) -> dict[str, Any]:
+def _as_user(uid: int, group: Group | None) -> dict[str, Any]:
+    if group is not None:
+        return {"preexec_fn": functools.partial(_join, group, uid)}
     return {} if uid == os.geteuid() else {"user": uid, "group": uid, "extra_groups": []}
+
+
+def _join(group: Group, uid: int) -> None:
+    """In this order: that user may not join it."""
+    group.join()
+    become(uid)

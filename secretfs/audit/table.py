@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 
-from secretfs.audit import borrowed, descriptors, inject, inside, machine, outside, traced
+from secretfs.audit import borrowed, descriptors, inject, inside, machine, outside, stacks, swapping, traced
 from secretfs.audit.holders import Holder
 from secretfs.audit.model import Attack
 from secretfs.audit.subjects import Target
@@ -124,6 +124,13 @@ _BPF = replace(
     ),
     apart_from=_NO_CALL,
 )  # fmt: skip
+_PERF_STACK = replace(
+    _root(
+        "perf-stack", "perf user stack", "in-context", None, stacks.perf_stack,
+        "Samples a thread whose stack lies right below, as perf does, which copies past the end of the stack.",
+    ),
+    fresh=True, apart_from={"mount": _DAEMON},
+)  # fmt: skip
 _INJECT = _root(
     "ptrace-inject", "code by ptrace", "inject", None, inject.by_ptrace,
     "Attaches, and makes the process itself write its memory to a file.",
@@ -167,7 +174,7 @@ _FILE = replace(_FILE_ROOT, name="file", title="the file", outside=borrowed.file
 
 _PROCESS = (
     _PROC_MEM, _PROC_MEM_BEFORE, _VM_READV, _PEEK, _GDB, _GCORE, _PROC_FD, _MAP_FILES, _GETFD, _GETFD_RACE,
-    _GETFD_FUSE, _FILE_ROOT, _FILE_OWNER, _UPROBE, _BPF, _INJECT, _INJECT_MEM, _ENVIRON, _CMDLINE, _LOG,
+    _GETFD_FUSE, _FILE_ROOT, _FILE_OWNER, _UPROBE, _BPF, _PERF_STACK, _INJECT, _INJECT_MEM, _ENVIRON, _CMDLINE, _LOG,
     *_as("same-user", _PROC_MEM, _PROC_MEM_BEFORE, _VM_READV, _PEEK, _PROC_FD, _GETFD, _INJECT),
     *_as("other-user", _PROC_MEM, _VM_READV, _GETFD, _ENVIRON),
     replace(_as("other-user", _FILE)[0], shown_by="file-as-root"),
@@ -239,9 +246,12 @@ _MACHINE = (
         "core-dump", "core dump", "read", "undumpable", machine.core_dump,
         "Ends the process with a signal, and searches the core that the kernel has written.",
     ),
-    _machine(
-        "swap", "swap", "residue", "unswappable", machine.swap,
-        "Adds a swap file, asks the kernel to page the memory out, and searches the swap file.",
+    replace(
+        _machine(
+            "swap", "swap", "residue", "unswappable", swapping.swap,
+            "Adds a swap file, squeezes the memory cgroup of the process until it is swapped, and searches the file.",
+        ),
+        grouped=True,
     ),
     replace(
         _machine(

@@ -13,10 +13,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Undo"]
+__all__ = ["Undo", "remove_group", "started"]
+
+
+_TRIES = 100
 
 
 class Undo:
@@ -86,6 +90,23 @@ def started(pid: int) -> str:
         return ""
 
 
+def remove_group(path: str, home: str) -> None:
+    """Remove a cgroup. Who is in it is moved to the group `home`; who is about to end may be counted for a while."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError), open(f"{path}/cgroup.procs", encoding="ascii") as file:
+            for pid in file.read().split():
+                with contextlib.suppress(OSError), open(f"{home}/cgroup.procs", "w", encoding="ascii") as target:
+                    target.write(pid)
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+
+
 def _umount(path: str) -> None:
     quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([sys.executable, "-m", "secretfs", "umount", "--lazy", path], check=False, timeout=30, **quiet)
@@ -114,6 +135,7 @@ _DEEDS: dict[str, Any] = {
     "umount-system": _umount_system,
     "remove": lambda path: shutil.rmtree(path, ignore_errors=True),
     "rmdir": os.rmdir,
+    "remove-group": remove_group,
     "unlink": os.unlink,
     "write": _write,
     "swapoff": _swapoff,

@@ -5,6 +5,7 @@ It speaks over a socket, a message a JSON object; it never sends the needle in t
     {"plant": {...}, "path": FILE} -> {"address": N, "pid": N, "claims": {...}}
     {"do": ATTACK}       -> {"leaked": true|false}
     {"release": 1}       -> {}      give the memory back, or remove the file
+    {"stack": 1}         -> {"thread": N}  start a thread whose stack lies right below the needle
     {"use": 1}           -> {}      call CALLED with the address; a client of a mount writes it again
     anything             -> {"error": ERRNO} | {"not tried": "…"} where it could not be done
     end of file: it ends.
@@ -72,6 +73,10 @@ def _answer(subject: str, holder: Holder | None, words: dict[str, Any]) -> tuple
     if "release" in words:
         holder.release()
         return None, {}
+    if "stack" in words:
+        from secretfs.audit.stacks import thread_below
+
+        return holder, {"thread": thread_below(holder)}
     if "use" in words:
         _use(holder)
         return holder, {}

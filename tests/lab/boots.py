@@ -14,7 +14,7 @@ from typing import Any
 
 import lab
 
-__all__ = ["AUDITED", "BOOTS", "CLEARING", "EMULATED", "SECRET", "Answer", "Boot", "Boots"]
+__all__ = ["AUDITED", "BOOTS", "CLEARING", "EMULATED", "SECRET", "SWAPPED", "Answer", "Boot", "Boots"]
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 900.0
@@ -34,6 +34,8 @@ class Boot:
     files: tuple[Path, ...] = ()
     more: tuple[str, ...] = ()
     """Distributions that its script needs beside the project's."""
+    disk: int = 0
+    """MiB of a disk on /var/tmp, where a swap file can be."""
 
     def run(self) -> Answer:
         """Boot it, and return what the script has printed as JSON.
@@ -45,7 +47,8 @@ class Boot:
         with tempfile.TemporaryDirectory(prefix="secretfs-probe-") as folder:
             result = lab.boot(
                 self.kernel, HERE / self.script, *self.arguments, append=self.append,
-                files=[*self.files, *([_probe(Path(folder))] if self.probe else [])], more=self.more, timeout=PATIENCE,
+                files=[*self.files, *([_probe(Path(folder))] if self.probe else [])], more=self.more, disk=self.disk,
+                timeout=PATIENCE,
             )  # fmt: skip
         if result.code != 0:
             raise RuntimeError(f"{self.script} ended with {result.code} on {result.package}:\n{result.console}")
@@ -66,7 +69,8 @@ class Answer:
     result: lab.Result
 
 
-_AUDIT = "guest_audit.py"
+_AUDIT, _SWAP = "guest_audit.py", "guest_swap.py"
+_DISK = 128
 _PYTEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 _BACKENDS = ("guest_backends.py", (), False, (HERE.parent / "test_t1_backends.py",), _PYTEST)
 _MEMORY, _ENABLE, _CLEAR = "guest_memory.py", "secretmem.enable=1", "init_on_free=1"
@@ -82,13 +86,17 @@ BOOTS = {
     "6.12": Boot("6.12", (), _MEMORY, ("kernel",)),
     "6.12-probe": Boot("6.12", (), "guest_run.py", ("native",), probe=True),
     "6.12-init_on_free": Boot("6.12", (_CLEAR,), _MEMORY, ("kernel",)),
-    "6.1-audit": Boot("6.1", (), _AUDIT),
-    "6.1-secretmem-audit": Boot("6.1", (_ENABLE,), _AUDIT),
-    "6.12-audit": Boot("6.12", (), _AUDIT),
+    "6.1-audit": Boot("6.1", (), _AUDIT, disk=_DISK),
+    "6.1-secretmem-audit": Boot("6.1", (_ENABLE,), _AUDIT, disk=_DISK),
+    "6.12-audit": Boot("6.12", (), _AUDIT, disk=_DISK),
+    "6.1-swap": Boot("6.1", (), _SWAP, disk=_DISK),
+    "6.1-secretmem-swap": Boot("6.1", (_ENABLE,), _SWAP, disk=_DISK),
+    "6.12-swap": Boot("6.12", (), _SWAP, disk=_DISK),
 }
 EMULATED = [name for name, boot in BOOTS.items() if boot.arguments == ("emulator",)]
 SECRET = [name for name, boot in BOOTS.items() if boot.arguments == ("kernel",)]
 AUDITED = [name for name, boot in BOOTS.items() if boot.script == _AUDIT]
+SWAPPED = [name for name, boot in BOOTS.items() if boot.script == _SWAP]
 CLEARING = [name for name in SECRET if _CLEAR in BOOTS[name].append]
 
 

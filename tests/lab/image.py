@@ -51,7 +51,9 @@ class Recipe:
 
     suite: str | None = None
     package: str = "linux-image-cloud-amd64"
-    modules: tuple[str, ...] = ("fuse",)
+    modules: tuple[str, ...] = (
+        "fuse", "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
+    )  # fmt: skip
 
 
 KERNELS = {"6.1": Recipe(), "6.12": Recipe(BACKPORTS)}
@@ -95,13 +97,14 @@ def kernel(name: str) -> Kernel:
         NotRun: it cannot be downloaded.
     """
     recipe = KERNELS[name]
-    with _made_once(f"kernel-{name}") as fresh:
+    folder = f"kernel-{name}-{_digest(recipe)}"
+    with _made_once(folder) as fresh:
         if fresh is not None:
             apt = Apt(cache() / "apt")
             package = apt.newest_kernel(recipe.package, recipe.suite)
             apt.unpack(package, recipe.suite, fresh / "unpacked")
             _pick_kernel(fresh, package, recipe.modules)
-    return Kernel(cache() / f"kernel-{name}")
+    return Kernel(cache() / folder)
 
 
 def base() -> Path:
@@ -110,15 +113,20 @@ def base() -> Path:
     Raises:
         NotRun: its packages cannot be downloaded, or this Python is not the guest's.
     """
-    digest = hashlib.sha256(repr((PACKAGES, UNUSED, FOLDERS, PASSWD)).encode()).hexdigest()[:12]
-    with _made_once(f"base-{digest}") as fresh:
+    folder = f"base-{_digest((PACKAGES, UNUSED, FOLDERS, PASSWD))}"
+    with _made_once(folder) as fresh:
         if fresh is not None:
             root = fresh / "root"
             Apt(cache() / "apt").unpack_with_dependencies(PACKAGES, root)
             _finish(root)
             _archive(root, fresh / "cpio")
             shutil.rmtree(root)
-    return cache() / f"base-{digest}" / "cpio"
+    return cache() / folder / "cpio"
+
+
+def _digest(recipe: object) -> str:
+    """What a folder of the cache is called after: another recipe makes another folder."""
+    return hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
 
 
 def overlay(

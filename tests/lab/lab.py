@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Boots a packaged kernel in QEMU, without KVM, with this project inside, and runs one script there.
 
-    lab.py [--kernel 6.1] [--append secretmem.enable=1] [--file FILE] [--memory 384] [--timeout 300] -- SCRIPT [ARG...]
+    lab.py [--kernel 6.1] [--append secretmem.enable=1] [--file FILE] [--memory 384] [--disk 0] [--timeout 300]
+           -- SCRIPT [ARG...]
 
 SCRIPT is a file with a `#!` line: sh and Python are there, the command secretfs, and what this folder's C programs do.
 What it prints is printed here, its exit code is the exit code here; its standard error and the kernel's messages come
@@ -13,6 +14,7 @@ downloaded.
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import shutil
 import subprocess
@@ -59,6 +61,7 @@ def boot(
     files: Sequence[Path] = (),
     more: Sequence[str] = (),
     memory: int = 384,
+    disk: int = 0,
     timeout: float = 300.0,
 ) -> Result:
     """Run `script` in a guest.
@@ -71,6 +74,7 @@ def boot(
         files: more files for the guest, into /lab.
         more: distributions of this Python's environment that the guest has, too.
         memory: the guest's, in MiB.
+        disk: that of a disk for the guest's /var/tmp, in MiB, if it is to have one.
         timeout: seconds.
 
     Raises:
@@ -90,6 +94,10 @@ def boot(
             "-display", "none", "-serial", f"file:{folder}/console", "-serial", "stdio", "-kernel", str(chosen.image),
             "-initrd", str(folder / "initrd"), "-append", " ".join((*WORDS, *append)),
         ]  # fmt: skip
+        if disk:
+            (folder / "disk").touch()
+            os.truncate(folder / "disk", disk << 20)
+            command += ["-drive", f"file={folder}/disk,if=virtio,format=raw,cache=unsafe"]
         output, booted, took, in_time = _converse(command, token, timeout)
         console = (folder / "console").read_text(encoding="utf-8", errors="replace")
     text, found, end = output.rpartition(f"{token} exit ")
@@ -127,6 +135,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--append", action="append", default=[], metavar="WORD", help="for the kernel's command line")
     parser.add_argument("--file", action="append", default=[], type=Path, metavar="FILE", help="put it into /lab")
     parser.add_argument("--memory", type=int, default=384, metavar="MIB")
+    parser.add_argument("--disk", type=int, default=0, metavar="MIB", help="a disk of that size, on /var/tmp")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
     parser.add_argument("script", type=Path)
     parser.add_argument("arguments", nargs="*")
@@ -134,7 +143,7 @@ def main(words: Sequence[str]) -> int:
     try:
         result = boot(
             asked.kernel, asked.script, *asked.arguments, append=asked.append, files=asked.file, memory=asked.memory,
-            timeout=asked.timeout,
+            disk=asked.disk, timeout=asked.timeout,
         )  # fmt: skip
     except image.NotRun as error:
         print(f"lab.py: not run: {error}", file=sys.stderr)
