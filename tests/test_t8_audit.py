@@ -73,7 +73,8 @@ def test_what_held_was_shown_to_work(audit) -> None:
 @needs_root
 def test_attacks_work_on_ordinary_memory(audit) -> None:
     """Each attack gets through to ordinary memory, but for those by another user and those that need --machine."""
-    needs_tools = {"gdb", "gcore", "uprobe", "bpf-probe-read-user", "io-uring", "o-direct", "proc-mem-inject"}
+    needs_tools = {"gdb", "gcore", "uprobe", "bpf-probe-read-user", "perf-stack", "io-uring", "o-direct"}
+    needs_tools.add("proc-mem-inject")
     found = results(audit[0])
     if Path("/proc/sys/kernel/yama/ptrace_scope").exists():  # where it is set, it is meant to stop these
         needs_tools |= {attack.name for attack in TABLE if attack.source == "same-user"}

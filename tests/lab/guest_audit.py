@@ -15,8 +15,8 @@ from secretfs.audit.table import TABLE
 
 WANTED = (
     "proc-mem", "process-vm-readv", "ptrace-peek", "map-files", "pidfd-getfd", "pidfd-getfd-fuse", "file-as-owner",
-    "uprobe", "bpf-probe-read-user", "perf-stack", "ptrace-inject", "proc-mem-inject", "proc-mem-user", "vmsplice", "io-uring",
-    "use-after-free", "fork", "exec", "after-unlink", "core-dump", "swap", "kcore", "kill", "page-cache",
+    "uprobe", "bpf-probe-read-user", "perf-stack", "ptrace-inject", "proc-mem-inject", "proc-mem-user", "vmsplice",
+    "io-uring", "use-after-free", "fork", "exec", "after-unlink", "core-dump", "swap", "kcore", "kill", "page-cache",
 )  # fmt: skip
 
 
