@@ -95,10 +95,10 @@ _RULES: tuple[tuple[Callable[[Audit], bool], Advice], ...] = (
         Advice("sysctl kernel.yama.ptrace_scope=3", "the one answer to pidfd_getfd and ptrace by root, until reboot"),
     ),
     (
-        _leaked("uprobe", "bpf-probe-read-user"),
+        _leaked("uprobe"),
         Advice(
             "boot with lockdown=confidentiality",
-            "the one answer to uprobes and BPF, which read in the owner's own context",
+            "the one answer to uprobe events, which read in the owner's own context; BPF and perf still do",
         ),
     ),
     (

@@ -14,7 +14,7 @@ from typing import Any
 
 import lab
 
-__all__ = ["AUDITED", "BOOTS", "CLEARING", "EMULATED", "SECRET", "SWAPPED", "Answer", "Boot", "Boots"]
+__all__ = ["AUDITED", "BOOTS", "CLEARING", "EMULATED", "LOCKED_DOWN", "SECRET", "SWAPPED", "Answer", "Boot", "Boots"]
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 900.0
@@ -71,6 +71,7 @@ class Answer:
 
 _AUDIT, _SWAP = "guest_audit.py", "guest_swap.py"
 _DISK = 128
+_TRACING = ("uprobe", "bpf-probe-read-user", "perf-stack", "kcore")
 _PYTEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 _BACKENDS = ("guest_backends.py", (), False, (HERE.parent / "test_t1_backends.py",), _PYTEST)
 _MEMORY, _ENABLE, _CLEAR = "guest_memory.py", "secretmem.enable=1", "init_on_free=1"
@@ -89,13 +90,15 @@ BOOTS = {
     "6.1-audit": Boot("6.1", (), _AUDIT, disk=_DISK),
     "6.1-secretmem-audit": Boot("6.1", (_ENABLE,), _AUDIT, disk=_DISK),
     "6.12-audit": Boot("6.12", (), _AUDIT, disk=_DISK),
+    "6.12-lockdown": Boot("6.12", ("lockdown=confidentiality",), _AUDIT, _TRACING),
     "6.1-swap": Boot("6.1", (), _SWAP, disk=_DISK),
     "6.1-secretmem-swap": Boot("6.1", (_ENABLE,), _SWAP, disk=_DISK),
     "6.12-swap": Boot("6.12", (), _SWAP, disk=_DISK),
 }
 EMULATED = [name for name, boot in BOOTS.items() if boot.arguments == ("emulator",)]
 SECRET = [name for name, boot in BOOTS.items() if boot.arguments == ("kernel",)]
-AUDITED = [name for name, boot in BOOTS.items() if boot.script == _AUDIT]
+AUDITED = [name for name, boot in BOOTS.items() if boot.script == _AUDIT and not boot.arguments]
+LOCKED_DOWN = [name for name, boot in BOOTS.items() if boot.arguments == _TRACING]
 SWAPPED = [name for name, boot in BOOTS.items() if boot.script == _SWAP]
 CLEARING = [name for name in SECRET if _CLEAR in BOOTS[name].append]
 

@@ -1,6 +1,8 @@
 #!/usr/bin/python3 -I
 """Runs in a guest: the attacks of `secretfs audit --machine` that tell kernels apart. Prints its JSON and exit code.
 
+    guest_audit.py [NAME...]        these attacks only
+
 An emulated processor is slow, so the rest is left out: what another user tries, and what the tests try on any machine.
 """
 
@@ -20,7 +22,7 @@ WANTED = (
 )  # fmt: skip
 
 
-def main() -> None:
+def main(wanted: tuple[str, ...]) -> None:
     """The audit; how long each step took goes to the console."""
     began = [time.monotonic()]
 
@@ -28,9 +30,9 @@ def main() -> None:
         began.append(time.monotonic())
         print(f"{began[-1] - began[-2]:.1f} s, then {step}", file=sys.stderr)
 
-    audit = engine.run([attack for attack in TABLE if attack.name in WANTED], machine=True, progress=progress)
+    audit = engine.run([attack for attack in TABLE if attack.name in wanted], machine=True, progress=progress)
     json.dump({"code": 1 if audit.broken() else 0, "audit": audit.as_dict()}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main()
+    main(tuple(sys.argv[1:]) or WANTED)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from boots import AUDITED, SWAPPED
+from boots import AUDITED, LOCKED_DOWN, SWAPPED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -77,6 +77,16 @@ def test_swap_by_a_squeezed_cgroup(told: Any) -> None:
     for subject, result in row["results"].items():
         if result != "not tried":
             assert re.fullmatch(f"cgroup v2, memory.high: {SWAPPED_OUT}", row["why"][subject]), (subject, row)
+
+
+@pytest.mark.parametrize("boot", LOCKED_DOWN)
+def test_lockdown(told: Any) -> None:
+    """lockdown=confidentiality takes tracefs and /proc/kcore from root, and leaves BPF and perf; the kernel lives."""
+    found = results(told)
+    assert set(found["uprobe"].values()) == set(found["kcore"].values()) == {"not tried"}
+    for name in ("bpf-probe-read-user", "perf-stack"):
+        assert found[name]["ordinary"] == found[name]["kernel"] == "leaked", name
+        assert found[name]["secret-closed"] == "held", name
 
 
 @swapped
