@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -83,7 +84,7 @@ def _pinning_refused(ordinary: int, secret: int) -> bool:
 
 def _explained(error: OSError) -> BackendUnavailable:
     filtered = libc.proc_status("Seccomp") == "2"
-    if error.errno == errno.EPERM or (error.errno == errno.ENOSYS and filtered and _kernel() >= ON_BY_DEFAULT):
+    if error.errno == errno.EPERM or (error.errno == errno.ENOSYS and filtered and _switched_on()):
         return BackendUnavailable(
             f"memfd_secret is blocked ({errno.errorcode[error.errno]}), most likely by a container's seccomp profile",
             hint="allow memfd_secret in the profile, for example docker run --security-opt seccomp=PROFILE.json",
@@ -102,6 +103,16 @@ def _explained(error: OSError) -> BackendUnavailable:
     return BackendUnavailable(
         f"memfd_secret failed with {os.strerror(error.errno or 0)!r}", hint="look for a security module that refuses it"
     )
+
+
+def _switched_on() -> bool:
+    """Whether this kernel has memfd_secret(2) switched on, as far as its version and its command line tell."""
+    with contextlib.suppress(OSError), open("/proc/cmdline", encoding="utf-8", errors="replace") as line:
+        for word in reversed(line.read().split()):
+            name, _, value = word.partition("=")
+            if name == "secretmem.enable" and value:
+                return _kernel() >= FIRST_KERNEL and value.lower().startswith(("1", "y", "t", "on"))
+    return _kernel() >= ON_BY_DEFAULT
 
 
 def _kernel() -> tuple[int, int]:
