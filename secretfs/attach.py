@@ -110,11 +110,16 @@ def _attach_as_root(fd: int, source: str, options: list[str], flags: int) -> int
         libc.mount(source, f"/proc/self/fd/{fd}", KIND, flags, data)
     except OSError as error:
         os.close(device)
-        raise FuseUnavailable(
-            f"the kernel refuses to mount: {os.strerror(error.errno or 0).lower()}",
-            hint="in a container: docker run --cap-add SYS_ADMIN --security-opt apparmor=unconfined",
-        ) from error
+        raise _refused(error.errno or 0) from error
     return device
+
+
+def _refused(number: int) -> FuseUnavailable:
+    """mount(2) failed with that errno, which says nothing of the mountpoint: that was looked at before."""
+    return FuseUnavailable(
+        f"the kernel refuses to mount: {os.strerror(number).lower()}",
+        hint="in a container: docker run --cap-add SYS_ADMIN --security-opt apparmor=unconfined",
+    )
 
 
 def _attach_with_helper(path: str, source: str, options: list[str]) -> int:
@@ -154,7 +159,8 @@ def _run(command: list[str], *, pass_fd: int | None = None) -> str | None:
     )  # fmt: skip
     if done.returncode == 0:
         return None
-    return done.stderr.strip().replace("\n", "; ").removeprefix("fusermount3: ") or f"exit code {done.returncode}"
+    said = done.stderr.replace(f"{command[0]}: ", "").replace("fusermount3: ", "").strip().replace("\n", "; ")
+    return said or f"exit code {done.returncode}"
 
 
 def _refusal(path: str, said: str) -> SecretFSError:
@@ -165,6 +171,8 @@ def _refusal(path: str, said: str) -> SecretFSError:
         )
     if DEVICE in said or "fuse device" in said or "modprobe" in said:
         return FuseUnavailable(f"FUSE cannot be used: {said}", hint="chmod 666 /dev/fuse, as udev does by default")
+    if "mount failed" in said and "permission denied" in said.lower():
+        return _refused(errno.EACCES)
     if "mountpoint" in said or "permission" in said.lower():
         return MountpointError(f"the mountpoint {path!r} is refused: {said}", hint="mount on a directory of your own")
     if "not permitted" in said.lower():

@@ -94,6 +94,16 @@ def test_fusermount_without_its_bit(public: Path) -> None:
 
 
 @needs_root
+def test_a_security_module_refuses(public: Path) -> None:
+    """Where mount(2) is refused, as AppArmor does in a container, that is said, and not that the mountpoint is bad."""
+    says = 'printf "#!/bin/sh\\necho \\$0: mount failed: Permission denied >&2\\nexit 1\\n" >/mnt/fusermount3'
+    place = "chmod 755 /mnt/fusermount3 && mount --bind /mnt/fusermount3 $(realpath $(command -v fusermount3))"
+    done = in_box(public, before=f"mount -t tmpfs none /mnt && {says} && {place}")
+    expect_refusal(done, 5, "the kernel refuses to mount: permission denied")
+    assert "apparmor=unconfined" in done.stderr
+
+
+@needs_root
 def test_no_user_allow_other(public: Path) -> None:
     """--allow-other of an ordinary user exits 5 and names the line that root adds to /etc/fuse.conf."""
     done = in_box(public, "--allow-other", fuse_conf="")
@@ -107,6 +117,15 @@ def test_blocked_by_a_container(public: Path) -> None:
     """Where a seccomp profile answers EPERM, --backend kernel exits 3, says so and names the remedy."""
     done = in_box(public, "--backend", "kernel", without="EPERM")
     expect_refusal(done, 3, "seccomp")
+
+
+@needs_root
+@pytest.mark.parametrize("word", ["secretmem.enable=1", "secretmem.enable=1 secretmem.enable=0"])
+def test_missing_in_a_container(public: Path, word: str) -> None:
+    """ENOSYS under a seccomp filter is the filter's where the command line of the kernel has it switched on."""
+    before = f"mount -t tmpfs none /mnt && echo {word} >/mnt/cmdline && mount --bind /mnt/cmdline /proc/cmdline"
+    done = in_box(public, "--backend", "kernel", before=before, without="ENOSYS")
+    expect_refusal(done, 3, "switched off in kernel" if word.endswith("0") else "blocked (ENOSYS)")
 
 
 @needs_root
