@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from box import command as box
 from mounts import PATIENCE, SECRETFS, clean_environment, needs_root
 from preloads import PRELOAD, children_of, preloaded, wait_until
 from preloadscripts import HELPERS, run
@@ -425,3 +426,18 @@ def test_the_command_is_as_it_was_started() -> None:
     assert done.stdout.splitlines()[1] == "none"
     ignored = int(done.stdout.split()[1], 16)
     assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+
+
+# What the kernel refuses
+
+
+@needs_root
+@pytest.mark.parametrize("backend", ["auto", "kernel"])
+@pytest.mark.parametrize(("without", "reason"), [("EPERM", "is blocked (EPERM)"), ("ENOSYS", "Linux 5.14")])
+def test_says_what_is_missing(backend: str, without: str, reason: str) -> None:
+    """Where the call is forbidden, as in a container, the warning and the refusal blame the profile, not the kernel."""
+    words = box([SECRETFS, "preload", "--backend", backend, "--", "true"], without=without)
+    done = subprocess.run(words, capture_output=True, text=True, env=clean_environment(), timeout=PATIENCE, check=False)
+    assert done.returncode == (125 if backend == "kernel" else 0)
+    assert reason in done.stderr
+    assert "seccomp profile" in done.stderr

@@ -177,6 +177,19 @@ static void in_child(void)
 	toolkits_in_child();
 }
 
+static const char *why_not_the_kernel(void)
+{
+	switch (pages_kernel_error()) {
+	case EPERM:
+		return "memfd_secret is blocked (EPERM), most likely by a container's seccomp profile";
+	case ENOSYS:
+		return "the kernel has no secret memory here (memfd_secret(2): Linux 5.14, secretmem.enable=1), or a "
+		       "container's seccomp profile blocks it";
+	default:
+		return "the kernel has no secret memory here (memfd_secret(2))";
+	}
+}
+
 static void start(void)
 {
 	struct totals totals;
@@ -185,15 +198,15 @@ static void start(void)
 	read_environment();
 	if (memory_init(config.kernel, config.emulator))
 		give_up(125,
-			"%s%s; to run without protection, leave out LD_PRELOAD or `secretfs preload`",
+			"%s%s%s; to run without protection, leave out LD_PRELOAD or `secretfs preload`",
 			config.emulator ? "no memory can be locked here; " : "",
-			config.emulator ? cgroup_or_lock_remedy() :
-					  "the kernel has no secret memory here (memfd_secret(2): Linux 5.14, "
-					  "secretmem.enable=1), and SECRETFS_BACKEND is kernel");
+			config.emulator ? cgroup_or_lock_remedy() : why_not_the_kernel(),
+			config.emulator ? "" : ", and SECRETFS_BACKEND is kernel");
 	memory_totals(&totals);
 	if (totals.kind == KIND_EMULATOR && config.kernel)
-		say("using the emulator because the kernel has no secret memory here (memfd_secret(2)); not guaranteed: "
-		    "off_direct_map, refuses_pinning, cleared_by_kernel, not_hibernated");
+		say("using the emulator because %s; not guaranteed: off_direct_map, refuses_pinning, cleared_by_kernel, "
+		    "not_hibernated",
+		    why_not_the_kernel());
 	pthread_atfork(before_fork, in_parent, in_child);
 }
 

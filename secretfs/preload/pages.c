@@ -133,6 +133,16 @@ int pages_map(char *start, size_t size, enum kind kind)
 	return -1;
 }
 
+int pages_kernel_error(void)
+{
+	const int fd = (int)syscall(SYS_memfd_secret, O_CLOEXEC);
+
+	if (fd < 0)
+		return errno;
+	close(fd);
+	return 0;
+}
+
 int pages_are_secret(char *page)
 {
 	char byte = 0, ordinary = 0;

@@ -14,6 +14,9 @@ int pages_map(char *start, size_t size, enum kind kind);
 /* Take them back; the addresses stay reserved. */
 void pages_release(char *start, size_t size);
 
+/* The errno of memfd_secret(2); 0 where it works. */
+int pages_kernel_error(void);
+
 /* Whether a page is secret: the kernel reads an ordinary page for us, and refuses this one. */
 int pages_are_secret(char *page);
 
