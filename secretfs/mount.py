@@ -33,6 +33,11 @@ from secretfs.session import ENDING
 __all__ = ["Failure", "mount_detached", "mount_foreground"]
 
 _DIED = "see the system log; if the kernel was out of memory, `dmesg` has it"
+_HIDDEN = (
+    "the mount is seen in this service only: the service has a mount namespace of its own, and what others write to "
+    "the same path is not in secret memory",
+    "leave out ProtectSystem=, PrivateTmp=, ProtectKernelTunables= and what else gives the unit a mount namespace",
+)
 Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
 
@@ -57,10 +62,22 @@ def mount_foreground(options: MountOptions, report: Report) -> int:
     log_to(syslog=False)
 
     def report_and_notify(message: dict[str, Any]) -> None:
-        report(message)
+        hidden = [_HIDDEN] if _is_hidden(message["mountpoint"]) else []
+        report({**message, "warnings": [*message["warnings"], *hidden]})
         notify_ready()
 
     return _Parent(options, report_and_notify).live()
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a service manager started us in a mount namespace of our own, and so does not see the mount."""
+    mount = mountinfo.find(path)
+    if mount is None or not os.environ.get("NOTIFY_SOCKET"):
+        return False
+    try:
+        return all(seen.device != mount.device for seen in mountinfo.mounts(os.getppid()))
+    except OSError:
+        return False  # it may not be looked at
 
 
 def mount_detached(options: MountOptions) -> dict[str, Any]:

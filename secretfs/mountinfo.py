@@ -13,7 +13,7 @@ KIND = "fuse.secretfs"
 
 @dataclass(frozen=True)
 class Mount:
-    """One secretfs in this mount namespace."""
+    """One secretfs in a mount namespace."""
 
     mountpoint: str
     device: str
@@ -23,9 +23,9 @@ class Mount:
     options: tuple[str, ...]
 
 
-def mounts() -> list[Mount]:
-    """Every secretfs, in the order of mounting."""
-    with open("/proc/self/mountinfo", "rb") as file:
+def mounts(process: int | str = "self") -> list[Mount]:
+    """Every secretfs that a process sees, in the order of mounting."""
+    with open(f"/proc/{process}/mountinfo", "rb") as file:
         lines = file.read().splitlines()
     return [found for line in lines if (found := _parse(line)) is not None]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounts import Mounted, is_mounted, needs_root
+from mounts import PATIENCE, SECRETFS, Mounted, clean_environment, is_mounted, needs_root
 
 from secretfs import status
 from secretfs.errors import MountError
@@ -55,3 +56,24 @@ def test_lazy_umount_says_that_the_files_live_on(copied, monkeypatch: pytest.Mon
     assert status.unmount(str(mounted.path), lazy=True) == status.Unmounted(1, wiped=False)
     assert not is_mounted(mounted.path)
     assert not mounted.has_ended(mounted.daemon)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [True, False], ids=["own-namespace", "same-namespace"])
+def test_a_service_that_hides_its_mount_says_so(tmp_path: Path, apart: bool) -> None:
+    """Under a service manager that does not see the mount there is a warning, and the remedy; else there is none."""
+    mountpoint, manager = tmp_path / "mnt", str(tmp_path / "notify")
+    mountpoint.mkdir()
+    ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ready.bind(manager)
+    ready.settimeout(PATIENCE)
+    words = ["unshare", "-m", "--propagation", "private"] if apart else []
+    words += [SECRETFS, "mount", "--foreground", str(mountpoint)]
+    environment = {**clean_environment(), "NOTIFY_SOCKET": manager}
+    with ready, subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as service:
+        assert ready.recv(64) == b"READY=1"
+        assert is_mounted(mountpoint) is not apart
+        service.terminate()
+        _, said = service.communicate(timeout=PATIENCE)
+    assert ("seen in this service only" in said, "ProtectSystem=" in said) == (apart, apart)
+    assert service.returncode == 0
