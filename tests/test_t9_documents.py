@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
+from mounts import PATIENCE, SECRETFS
 
 import secretfs
 import secretfs_emulator
@@ -99,3 +105,50 @@ def test_links_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+# The settings of docs/hardening.md
+
+OWN_NAMESPACE = re.compile(
+    "ProtectSystem|ProtectHome|ProtectKernel|ProtectControlGroups|ProtectProc|ProcSubset|Private(Tmp|Devices|IPC|Mounts)"
+    "|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec|Bind|BindReadOnly)Paths|Temporary|Root(Directory|Image)|MountAPIVFS"
+)
+"""What gives a unit a mount namespace of its own, whose mounts nobody else sees: systemd.exec(5)."""
+
+
+def units() -> dict[str, str]:
+    """The systemd units, by name."""
+    text = (ROOT / "docs" / "hardening.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"```\n# /etc/systemd/system/(\S+)\n(.*?)```", text, re.DOTALL))
+
+
+def test_units_are_units(tmp_path: Path) -> None:
+    """`systemd-analyze verify` has nothing to say of them. Their programs stand for others here."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd: not installed")
+    assert sorted(units()) == ["keys.service", "server.service"]
+    for name, text in units().items():
+        programs = text.replace("/usr/local/bin/secretfs", SECRETFS).replace("/usr/local/bin/server", "/bin/true")
+        (tmp_path / name).write_text(programs, encoding="utf-8")
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", *(tmp_path / name for name in units())], capture_output=True, text=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert [line for line in done.stderr.splitlines() if str(tmp_path) in line or ".service" in line] == []
+
+
+def test_unit_that_mounts_is_seen() -> None:
+    """The unit that mounts has no setting that gives it a mount namespace, and may do what it takes to mount."""
+    mounts = units()["keys.service"]
+    assert "secretfs mount --foreground" in mounts
+    assert [line for line in mounts.splitlines() if OWN_NAMESPACE.match(line)] == []
+    allowed = next(line for line in mounts.splitlines() if line.startswith("SystemCallFilter="))
+    assert {"@mount", "memfd_secret", "seccomp", "landlock_restrict_self"} <= set(allowed.partition("=")[2].split())
+
+
+def test_profile_allows_the_call() -> None:
+    """What is added to a container's profile is JSON that allows memfd_secret by its name."""
+    text = (ROOT / "docs" / "hardening.md").read_text(encoding="utf-8")
+    (added,) = re.findall(r"jq '\.syscalls \+= (.*?)'", text)
+    assert json.loads(added) == [{"names": ["memfd_secret"], "action": "SCMP_ACT_ALLOW"}]
