@@ -117,6 +117,7 @@ def test_blocked_by_a_container(public: Path) -> None:
     """Where a seccomp profile answers EPERM, --backend kernel exits 3, says so and names the remedy."""
     done = in_box(public, "--backend", "kernel", without="EPERM")
     expect_refusal(done, 3, "seccomp")
+    assert "SystemCallFilter=memfd_secret" in done.stderr
 
 
 @needs_root

@@ -87,7 +87,8 @@ def _explained(error: OSError) -> BackendUnavailable:
     if error.errno == errno.EPERM or (error.errno == errno.ENOSYS and filtered and _switched_on()):
         return BackendUnavailable(
             f"memfd_secret is blocked ({errno.errorcode[error.errno]}), most likely by a container's seccomp profile",
-            hint="allow memfd_secret in the profile, for example docker run --security-opt seccomp=PROFILE.json",
+            hint="allow memfd_secret in the profile, for example docker run --security-opt seccomp=PROFILE.json, or in "
+            "the unit SystemCallFilter=memfd_secret",
         )
     if error.errno == errno.ENOSYS and _kernel() < FIRST_KERNEL:
         return BackendUnavailable(
