@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from box import command as box
 from mounts import PATIENCE, SECRETFS, clean_environment, needs_root
 from preloads import PRELOAD, children_of, preloaded, wait_until
 from preloadscripts import HELPERS, run
+
+from secretfs.confine import REFUSED
 
 BACKENDS = ["kernel", "emulator"]
 OPENSSL = "openssl = ctypes.CDLL('libcrypto.so.3')\nSIZE_MAX = ctypes.c_size_t(-1)\n"
@@ -441,3 +444,26 @@ def test_says_what_is_missing(backend: str, without: str, reason: str) -> None:
     assert done.returncode == (125 if backend == "kernel" else 0)
     assert reason in done.stderr
     assert "seccomp profile" in done.stderr
+
+
+@pytest.mark.parametrize("forbidden", ["process_vm_readv", "vmsplice"])
+def test_proof_where_one_way_to_pin_is_forbidden(forbidden: str) -> None:
+    """Secret memory is proven by process_vm_readv or vmsplice: Docker 20.10 forbids the one, others the other."""
+    environment = preloaded("kernel")
+    number = REFUSED[forbidden][platform.machine() != "x86_64"]
+    script = (
+        "import os, struct, sys\n"
+        "from secretfs import libc\n"
+        f"program = [(0x20, 0, 0, 0), (0x15, 0, 1, {number}), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]\n"
+        "libc.set_no_new_privs()\n"
+        "libc.seccomp_filter(b''.join(struct.pack('=HBBI', *one) for one in program))\n"
+        f"os.environ['LD_PRELOAD'] = {environment.pop('LD_PRELOAD')!r}\n"
+        "os.environ['SECRETFS_PRELOAD_REPORT'] = '/dev/stderr'\n"
+        "os.execvp('openssl', ['openssl', 'genrsa', '-out', '/dev/null', '2048'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], env=environment, capture_output=True, text=True, timeout=PATIENCE,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert '"backend": "kernel"' in done.stderr

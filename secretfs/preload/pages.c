@@ -143,11 +143,37 @@ int pages_kernel_error(void)
 	return 0;
 }
 
+/* Two ways to pin a page: containers forbid one or the other. */
+static int pin_by_reading(char *page)
+{
+	char byte = 0;
+	struct iovec local = {&byte, 1}, remote = {page, 1};
+
+	return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == 1 ? 0 : -1;
+}
+
+static int pin_by_splicing(char *page)
+{
+	struct iovec one = {page, 1};
+	int ends[2], result, error;
+
+	if (pipe2(ends, O_CLOEXEC | O_NONBLOCK))
+		return -1;
+	result = vmsplice(ends[1], &one, 1, 0) == 1 ? 0 : -1;
+	error = errno;
+	close(ends[0]);
+	close(ends[1]);
+	errno = error;
+	return result;
+}
+
 int pages_are_secret(char *page)
 {
-	char byte = 0, ordinary = 0;
-	struct iovec local = {&byte, 1}, mine = {&ordinary, 1}, secret = {page, 1};
+	static int (*const pins[])(char *) = {pin_by_reading, pin_by_splicing};
+	char ordinary = 0;
 
-	return process_vm_readv(getpid(), &local, 1, &mine, 1, 0) == 1 &&
-	       process_vm_readv(getpid(), &local, 1, &secret, 1, 0) < 0 && errno == EFAULT;
+	for (size_t i = 0; i < sizeof pins / sizeof *pins; i++)
+		if (!pins[i](&ordinary))
+			return pins[i](page) && errno == EFAULT;
+	return 0;
 }

@@ -17,7 +17,7 @@ void pages_release(char *start, size_t size);
 /* The errno of memfd_secret(2); 0 where it works. */
 int pages_kernel_error(void);
 
-/* Whether a page is secret: the kernel reads an ordinary page for us, and refuses this one. */
+/* Whether a page is secret: the kernel pins an ordinary page for us, and refuses this one. */
 int pages_are_secret(char *page);
 
 #endif
