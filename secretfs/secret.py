@@ -301,10 +301,8 @@ class Secret:
             with turns.lock:
                 cell = self._cell
                 if cell is not None:
-                    try:
-                        revealed = self._kind.heap.free(cell)
-                    finally:
-                        self._cell = None
+                    revealed = self._kind.heap.free(cell)  # if it fails, it may be tried again
+                    self._cell = None
         finally:
             if turns.late:
                 turns.catch_up()

@@ -39,7 +39,7 @@ CALLS = {
     "process_vm_readv": (errno.ENOMEM,),
     "clone": (errno.EAGAIN,),
 }
-FOR_GOOD = {errno.EPERM, errno.EINVAL}
+FOR_GOOD = {errno.EPERM, errno.EINVAL, errno.EIO, errno.ENOSPC, errno.EFBIG}
 """What a probe takes for the last word."""
 SAID = re.compile(r"(raised \w+\n)?")
 

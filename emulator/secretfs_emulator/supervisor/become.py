@@ -101,4 +101,3 @@ def _not_installed(error: OSError) -> RunError:
         f"a seccomp filter cannot be installed: {reason(error)}",
         hint="allow seccomp(2) in the container's profile, for example docker run --security-opt seccomp=PROFILE.json",
     )
-

@@ -33,4 +33,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory"
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return said.lower() if isinstance(error, (OSError, ValueError, RuntimeError, SecretFSError)) else f"{type(error).__name__}: {said}"
+    return (
+        said.lower()
+        if isinstance(error, (OSError, ValueError, RuntimeError, SecretFSError))
+        else f"{type(error).__name__}: {said}"
+    )

@@ -89,9 +89,7 @@ def _never_return(run: Callable[[], object]) -> NoReturn:
     os._exit(0)
 
 
-def _supervise(
-    job: Job, boss: socket.socket, its_own: socket.socket, mask: set[int], children: Disposition
-) -> None:
+def _supervise(job: Job, boss: socket.socket, its_own: socket.socket, mask: set[int], children: Disposition) -> None:
     try:
         its_own.close()  # or we would not see that nobody follows
         pid, service = _begin(job, boss, mask, children)
