@@ -361,8 +361,12 @@ class MappedRegion:
 
     def _unmap(self) -> None:
         """What cannot be unmapped (a process may have so many mappings) is tried again, by close() or at the end."""
-        libc.munmap(self._address - self._guard, self.size + 2 * self._guard)
-        self._mapped = False
+        self._mapped = False  # a signal handler that comes right after the call must find it so
+        try:
+            libc.munmap(self._address - self._guard, self.size + 2 * self._guard)
+        except OSError:
+            self._mapped = True
+            raise
 
     def _exporter_gone(self) -> None:
         self._exporters -= 1

@@ -301,7 +301,13 @@ class Secret:
             with turns.lock:
                 cell = self._cell
                 if cell is not None:
-                    revealed = self._kind.heap.free(cell)  # if it fails, it may be tried again
+                    try:
+                        revealed = self._kind.heap.free(cell)
+                    except OSError:  # its pages could not be opened, or closed: it may be tried again
+                        raise
+                    except BaseException:
+                        self._cell = None
+                        raise
                     self._cell = None
         finally:
             if turns.late:
