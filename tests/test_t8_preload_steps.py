@@ -17,8 +17,8 @@ from failing import Ended, Failing, failing, failures
 from launches import open_folder
 from mounts import have_secretmem
 from preloads import PRELOAD
-from shims import HERE, WARNINGS
 from runs import compiled
+from shims import HERE
 
 CALLS = {
     "memfd_secret": (errno.ENOMEM, errno.EMFILE),

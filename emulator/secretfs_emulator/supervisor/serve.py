@@ -14,7 +14,7 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from secretfs_emulator.supervisor import target
 from secretfs_emulator.supervisor.call import Call, Session
@@ -98,7 +98,7 @@ class Service:
                 self._session.counts[f"{type(error).__name__} in the backing"] += 1
 
 
-def _start(threads: list[Callable[[], object]]) -> None:
+def _start(threads: Sequence[Callable[[], object]]) -> None:
     """Start them all, and return when they run. Not by threading.Thread, which waits for ever for one that finds no
     memory to begin with.
     """
