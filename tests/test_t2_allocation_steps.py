@@ -90,6 +90,7 @@ def test_the_first_and_the_last_of_each_call(server: Failing, operation: str, ba
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("backend", ["kernel", "emulator"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_call(server: Failing, operation: str, backend: str) -> None:
