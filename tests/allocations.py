@@ -22,7 +22,7 @@ import secretfs_emulator
 import secretfs_kernel
 from secretfs import Secret, SecretArea, area, heap, interface, kinds, libc, mapping, pages, registry, slab, window
 from secretfs.cells import CellHeap
-from secretfs.errors import SecretFSError
+from secretfs.errors import ClosedError, SecretFSError
 
 PAGE = libc.PAGE_SIZE
 SIZE = 7 * PAGE
@@ -470,14 +470,35 @@ def op_secret_revealed_at_rest(backend: Any) -> Iterator[None]:
 
 def op_secret_inherited(backend: Any) -> Iterator[None]:
     """A fork that gives a child its copy."""
-    with closing(Secret(64, backend=backend, inherit=True, at_rest=False)) as secret:
+    reader, writer = os.pipe()
+    with closing(Secret.from_bytes(bytearray(NEEDLE), backend=backend, inherit=True, at_rest=False)) as secret:
         yield
         try:
             pid = os.fork()
             if pid == 0:
-                os._exit(0)
-            os.waitpid(pid, 0)
+                failing.end()
+                os.close(writer)
+                os.read(reader, 1)  # until its parent has tried again what has failed
+                os._exit(_holds_something_else(secret))
+            failing.end()
+            SecretArea(PAGE, backend=backend).close()
+            os.close(writer)
+            if os.waitpid(pid, 0)[1] != 0:
+                print("the child has something else")
+        except OSError:
+            os.close(writer)
+            raise
         finally:
-            check(secret, bytes(64))
+            os.close(reader)
+            check(secret, NEEDLE)
             if secretfs.turns.lock._is_owned():
                 print("the lock is still held")
+
+
+def _holds_something_else(secret: Secret) -> bool:
+    """In a child, which may not have it."""
+    try:
+        with secret.reveal() as view:
+            return view != NEEDLE
+    except ClosedError:
+        return False

@@ -20,6 +20,8 @@ from preloads import PRELOAD
 from runs import compiled
 from shims import HERE
 
+from secretfs.preload import LIBRARY
+
 CALLS = {
     "memfd_secret": (errno.ENOMEM, errno.EMFILE),
     "ftruncate": (errno.ENOSPC,),
@@ -47,6 +49,7 @@ FIRST = ("mmap", 1, 1 << 34)
 PROGRAMS = ("api", "openssl", "fork", "sodium")
 BACKENDS = ("auto", "kernel", "emulator")
 LINE = re.compile(r"((\w+)=(ok|refused) )*")
+ONE_SENTENCE = re.compile(r"secretfs: error: [^\n]+\n(secretfs: hint: [^\n]+\n)?")
 MESSAGE = re.compile(r"secretfs: (warning|error): [^\n]+")
 
 
@@ -102,6 +105,25 @@ def wrong(server: Failing, program: Path, what: str, backend: str, *, every: boo
             found.append(f"{failure}: {why}: exit code {ended.status}\n{ended.stdout}\n{ended.stderr}")
     assert done > 0
     return found
+
+
+def test_the_command() -> None:
+    """`secretfs preload` becomes the program with the library, or says in one sentence why not: 125, 126 or 127."""
+    words = ("preload", "--", "/usr/bin/printenv", "LD_PRELOAD")
+    kinds = {**CALLS, "execve": (errno.ENOMEM,), "access": (errno.ENOMEM,), "newfstatat": (errno.ENOMEM,)}
+    kinds |= {"rt_sigaction": (errno.EINVAL,), "readlink": (errno.ENOMEM,)}
+    found = []
+    with failing("command", "secretfs.preload", "shlex") as server:
+        for _ in range(2):  # the first one imports what else it needs
+            counted = server.run(*words)
+        assert (counted.status, counted.stdout, counted.stderr) == (0, f"{LIBRARY}\n", "")
+        for failure in failures(counted.counts, kinds, every=True):
+            ended = server.run(*words, failure=failure)
+            ran = (ended.status, ended.stdout, ended.stderr) == (0, f"{LIBRARY}\n", "")
+            refused = ended.status in (125, 126, 127) and not ended.stdout and ONE_SENTENCE.fullmatch(ended.stderr)
+            if ended.hung or not (ran or refused):
+                found.append(f"{failure}: exit code {ended.status}\n{ended.stdout}{ended.stderr}")
+    assert found == []
 
 
 @pytest.mark.slow
