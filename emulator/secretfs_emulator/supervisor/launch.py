@@ -94,7 +94,7 @@ def _supervise(job: Job, boss: socket.socket, its_own: socket.socket, mask: set[
         its_own.close()  # or we would not see that nobody follows
         pid, service = _begin(job, boss, mask, children)
     except BaseException as error:  # noqa: BLE001 - whoever follows is to tell of it
-        boss.send(b"failed " + _told(error))
+        _tell(boss, b"failed " + _told(error))
         return
     code = _wait(pid, boss)
     ended = False
@@ -154,7 +154,7 @@ def _start(job: Job, child: socket.socket, boss: socket.socket, pidfd: int) -> S
         service = job.serve(fds[0])
         socket.send_fds(boss, [b"prepared"], [pidfd])
         if boss.recv(16) != follow.READY:
-            raise RunError("the process that follows the command has ended")
+            raise ConnectionAbortedError  # and nobody is left to be told
         with contextlib.suppress(BrokenPipeError):  # then it says why it has ended
             child.send(_GO)
         message = _last_message(child)
