@@ -118,12 +118,13 @@ def _begin(job: Job, boss: socket.socket, mask: set[int], children: Disposition)
         pidfd = os.pidfd_open(pid)
         _withdraw(boss.fileno(), ours.fileno(), pidfd, *job.keep)
         service = _start(job, ours, boss, pidfd)
-        os.close(pidfd)
-        ours.close()
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise
+    with contextlib.suppress(OSError):
+        os.close(pidfd)
+        ours.close()
     return pid, service
 
 
