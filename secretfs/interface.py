@@ -266,6 +266,7 @@ class MappedRegion:
     def adopt(self) -> None:
         """In the child: the pages are this process's now, locked and in no further child."""
         self._owner = os.getpid()
+        self._exporters = 0  # that its parent's views are gone was left to be done, by the parent
         if not self.guarantees.off_direct_map:  # secret memory is locked by nature; a lock is not inherited
             libc.mlock(self._address, self.size)
         libc.madvise(self._address, self.size, libc.MADV_DONTFORK)

@@ -53,34 +53,38 @@ static void on_alarm(int number)
 	late = number;
 }
 
-/* A number out of /proc/TID/status. */
-static pid_t group_of(pid_t tid)
+/* A thread's process and the parent of that, out of /proc/TID/status. */
+static void look_up(pid_t tid, int *group, int *parent)
 {
 	char name[64], line[128];
-	int group = tid;
 	FILE *file;
 
+	*group = tid;
+	*parent = 0;
 	snprintf(name, sizeof name, "/proc/%d/status", tid);
 	file = fopen(name, "re");
 	while (file && fgets(line, sizeof line, file))
-		if (sscanf(line, "Tgid: %d", &group) == 1)
-			break;
+		if (sscanf(line, "Tgid: %d", group) != 1)
+			(void)!sscanf(line, "PPid: %d", parent);
 	if (file)
 		fclose(file);
-	return group;
 }
 
 static int process_of(pid_t tid, struct plan *plan)
 {
-	const pid_t group = group_of(tid);
+	int group, parent, counts = plan->mark_number < 0;
 
+	look_up(tid, &group, &parent);
 	for (int i = 0; i < plan->processes; i++)
 		if (known[i] == group)
 			return i;
 	if (plan->processes == PROCESSES)
 		return PROCESSES - 1;
+	for (int i = 0; i < plan->processes; i++)
+		if (known[i] == parent)
+			counts = counting[i];
 	known[plan->processes] = group;
-	counting[plan->processes] = plan->processes ? counting[plan->processes - 1] : plan->mark_number < 0;
+	counting[plan->processes] = counts;
 	return plan->processes++;
 }
 
