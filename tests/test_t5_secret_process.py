@@ -213,14 +213,13 @@ def test_a_child_gives_back_what_it_inherited(backend: str) -> None:
     import os
     secret = Secret(64, inherit=True, at_rest=False)
     if (pid := os.fork()) == 0:
-        before = secretfs.libc.locked_bytes()
         secret.close()
-        secretfs.kinds.release_kinds()
-        print(before - secretfs.libc.locked_bytes(), flush=True)
+        secretfs.kinds.release_kinds()  # or BufferError
+        print("secretmem" in open("/proc/self/maps").read(), secretfs.libc.locked_bytes(), flush=True)
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     """
-    assert works(text, backend=backend) == str(libc.PAGE_SIZE)
+    assert works(text, backend=backend) == "False 0"
 
 
 def test_protection_of_what_is_inherited_or_at_rest() -> None:
