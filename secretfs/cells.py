@@ -11,6 +11,7 @@ All of it happens under the lock of `turns.py`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 from secretfs import libc, turns
 from secretfs.errors import BoundsError
@@ -89,7 +90,7 @@ class CellHeap:
 
     def adopt(self, region: Region, length: int) -> Cell:
         """The cell of a secret of `length` bytes that lies at the end of `region` already."""
-        cell = self._take_over(region).single(length, fresh=False)
+        cell = self._single(self._take_over(region), length, fresh=False)
         cell.take(length)
         cell.touched = True
         return cell
@@ -147,7 +148,8 @@ class CellHeap:
             _, group.current = group.others.popitem()
         else:
             slab = self._slab(SLAB)
-            slab.cut(group.slot)
+            with self._kept(slab):
+                slab.cut(group.slot)
             group.current = slab
         return group.current
 
@@ -157,8 +159,21 @@ class CellHeap:
             if slab.size == size:
                 with contextlib.suppress(ValueError):  # a signal handler has taken it meanwhile
                     self._pool.remove(slab)
-                    return slab.single(length)
-        return self._slab(size).single(length)
+                    return self._single(slab, length)
+        return self._single(self._slab(size), length)
+
+    def _single(self, slab: Slab, length: int, *, fresh: bool = True) -> Cell:
+        with self._kept(slab):
+            return slab.single(length, fresh=fresh)
+
+    @contextlib.contextmanager
+    def _kept(self, slab: Slab) -> Iterator[None]:
+        """Make it ready, or give it back."""
+        try:
+            yield
+        except BaseException:
+            self._give_back(slab)
+            raise
 
     def _pool_or_give_back(self, slab: Slab) -> None:
         if len(self._pool) < POOLED and slab.size <= POOLED_SIZE:

@@ -54,7 +54,8 @@ def _before() -> None:
 
 def _in_parent() -> None:
     while _copies:
-        _copies.pop()[1].let_go()
+        with contextlib.suppress(OSError):  # its end tries again
+            _copies.pop()[1].let_go()
     turns.lock.release()
 
 

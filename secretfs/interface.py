@@ -169,6 +169,10 @@ class Shareable(Protocol):
         """
 
 
+_left: list[MappedRegion] = []
+"""What could not be closed when nothing referred to it any more; tried again with each new region."""
+
+
 def round_up(size: int, step: int) -> int:
     """The smallest multiple of `step` that holds `size`."""
     return (size + step - 1) // step * step
@@ -198,6 +202,8 @@ class MappedRegion:
         self._closed = self._closing = False
         self._mapped = True
         self._guard = 0
+        if _left:
+            _left.pop()._close_quietly()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -260,13 +266,14 @@ class MappedRegion:
     def adopt(self) -> None:
         """In the child: the pages are this process's now, locked and in no further child."""
         self._owner = os.getpid()
+        self._exporters = 0  # that its parent's views are gone was left to be done, by the parent
         if not self.guarantees.off_direct_map:  # secret memory is locked by nature; a lock is not inherited
             libc.mlock(self._address, self.size)
         libc.madvise(self._address, self.size, libc.MADV_DONTFORK)
 
     def discard(self) -> None:
         """Unmap without wiping what was never written, where not every page could be had."""
-        self._closed = True
+        self._closed, self._creator = True, False
         self._close_descriptor()
         self._unmap()
 
@@ -274,7 +281,7 @@ class MappedRegion:
         """In the parent: unmap without wiping what the child now has, or what the kernel clears if it has not."""
         if not self.guarantees.cleared_by_kernel:
             self._wipe(0, self.size)  # private pages: the child keeps its own
-        self._closed = True
+        self._closed, self._creator = True, False
         self._unmap()
 
     def wipe(self, offset: int = 0, length: int | None = None) -> None:
@@ -305,22 +312,28 @@ class MappedRegion:
         nested, self._closing = self._closing, True
         try:
             self._closed = True
-            self._close_descriptor()
             self.protect_pages(Access.WRITE)  # a stale view then reads zeros and never faults
             if self._creator:
                 libc.wipe(self._address, self.size)
+            try:
+                self._close_descriptor()
+            finally:
+                if not nested and not self._exporters:
+                    self._unmap()
             if self._exporters:
                 raise BufferError(
                     f"{self._exporters} view(s) of a closed region are in use; its memory is wiped and goes with them"
                 )
-            if not nested:
-                self._unmap()
         finally:
             self._closing = nested
 
     def _close_quietly(self) -> None:
-        with contextlib.suppress(OSError, BufferError):  # a garbage cycle may hold region and view alike
+        try:
             self.close()
+        except BufferError:  # a garbage cycle may hold region and view alike
+            pass
+        except OSError:  # as many mappings as a process may have: perhaps there are fewer next time
+            _left.append(self)
 
     def _require_alive(self) -> None:
         if self._closed:
@@ -348,14 +361,20 @@ class MappedRegion:
             os.close(fd)
 
     def _unmap(self) -> None:
-        self._mapped = False
-        libc.munmap(self._address - self._guard, self.size + 2 * self._guard)
+        """What cannot be unmapped (a process may have so many mappings) is tried again, by close() or at the end."""
+        self._mapped = False  # a signal handler that comes right after the call must find it so
+        try:
+            libc.munmap(self._address - self._guard, self.size + 2 * self._guard)
+        except OSError:
+            self._mapped = True
+            raise
 
     def _exporter_gone(self) -> None:
         self._exporters -= 1
         unmappable = self._closed and self._mapped and not self._exporters and not self._closing
         if unmappable and os.getpid() == self._owner:
-            self._unmap()
+            with contextlib.suppress(OSError):
+                self._unmap()
 
 
 class _Exporter:

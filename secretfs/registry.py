@@ -237,13 +237,15 @@ _warned: set[str] = set()
 
 
 def _probed(backend: Backend) -> None:
-    """Probe once per process; a verdict is raised again each time it is asked for."""
+    """Probe once per process; a verdict is raised again each time it is asked for, but for a limit that was reached."""
     if backend.name not in _verdicts:
         try:
             backend.probe()
             _verdicts[backend.name] = None
-        except (BackendUnavailable, LimitError) as error:
+        except BackendUnavailable as error:
             _verdicts[backend.name] = error
+        except LimitError:
+            raise  # which may be another one the next time
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's code raises
             broken = PluginError(
                 f"the backend {backend.name!r} failed its probe: {_what(error)}", hint=_repair(backend.name)

@@ -17,7 +17,7 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from secretfs import libc, turns
@@ -78,17 +78,17 @@ class Rest:
             libc.fill_random(self._prekey.address, PREKEY)
             libc.fill_random(self._rest, KEY)
 
-    def seal(self, address: int, length: int) -> Sealed:
-        """Encipher `length` bytes at `address` in place."""
+    def seal(self, address: int, length: int, note: Callable[[Sealed], object]) -> None:
+        """Encipher `length` bytes at `address` in place; `note` is given what opens them."""
         nonce = os.urandom(NONCE)
         mac = ctypes.create_string_buffer(MAC)
         with self._open():
             self._derive()
             self._call("crypto_secretbox_detached", address, mac, address, length, nonce, self._key)
-        return Sealed(nonce, mac.raw)
+            note(Sealed(nonce, mac.raw))
 
-    def unseal(self, address: int, length: int, sealed: Sealed) -> None:
-        """Decipher them in place.
+    def unseal(self, address: int, length: int, sealed: Sealed, note: Callable[[None], object]) -> None:
+        """Decipher them in place; `note` is given None.
 
         Raises:
             SecretFSError: somebody has changed them.
@@ -96,6 +96,7 @@ class Rest:
         with self._open():
             self._derive()
             self._call("crypto_secretbox_open_detached", address, address, sealed.mac, length, sealed.nonce, self._key)
+            note(None)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -116,8 +117,10 @@ class Rest:
     def _renew(self) -> None:
         """Another prekey, and the rest of the key that goes with it."""
         self._derive()
-        libc.fill_random(self._prekey.address, PREKEY)
-        self._mask(self._rest, self._key)
+        try:
+            libc.fill_random(self._prekey.address, PREKEY)
+        finally:  # whatever the prekey is now
+            self._mask(self._rest, self._key)
 
     def _mask(self, target: int, source: int) -> None:
         self._call("crypto_generichash", self._hash, KEY, self._prekey.address, PREKEY, None, 0)

@@ -303,8 +303,12 @@ class Secret:
                 if cell is not None:
                     try:
                         revealed = self._kind.heap.free(cell)
-                    finally:
+                    except OSError:  # its pages could not be opened, or closed: it may be tried again
+                        raise
+                    except BaseException:
                         self._cell = None
+                        raise
+                    self._cell = None
         finally:
             if turns.late:
                 turns.catch_up()

@@ -41,11 +41,13 @@ class Sealer(Protocol):
     busy: bool
     """Whether something is half enciphered: then a signal handler has interrupted that, and must not look."""
 
-    def seal(self, address: int, length: int) -> Any:
-        """Encipher `length` bytes at `address` in place; what is returned is no secret, and opens them again."""
+    def seal(self, address: int, length: int, note: Callable[[Any], object]) -> None:
+        """Encipher `length` bytes at `address` in place. `note` is given what opens them again, which is no secret, at
+        once: whatever fails then, the bytes are not lost.
+        """
 
-    def unseal(self, address: int, length: int, sealed: Any) -> None:
-        """Decipher them in place."""
+    def unseal(self, address: int, length: int, sealed: Any, note: Callable[[None], object]) -> None:
+        """Decipher them in place; `note` is given None as soon as they are."""
 
 
 class Cell:
@@ -123,6 +125,9 @@ class Cell:
             self._sealed = None
             self.touched = self.opens > 0
 
+    def _note(self, sealed: Any) -> None:
+        self._sealed = sealed
+
     def _shut_unread(self, write: bool) -> None:
         self.opens -= 1
         self.slab.shut(write)
@@ -137,7 +142,7 @@ class Cell:
         try:
             if self.touched and self._sealed is None and not self.opens and not self.slab.closed:
                 with self.slab.opened():
-                    self._sealed = sealer.seal(self.address, self.length)
+                    sealer.seal(self.address, self.length, self._note)
         finally:
             sealer.busy = False
 
@@ -148,8 +153,7 @@ class Cell:
         try:
             if self._sealed is not None:
                 with self.slab.opened():
-                    sealer.unseal(self.address, self.length, self._sealed)
-                    self._sealed = None
+                    sealer.unseal(self.address, self.length, self._sealed, self._note)
         finally:
             sealer.busy = False
 

@@ -47,10 +47,14 @@ def catch_up() -> None:
 
 
 def settle() -> None:
-    """Do what was left. The lock is held, and no line of its holder is interrupted by this."""
-    while late:
-        work, arguments = late.popleft()
-        work(*arguments)
+    """Do what was left. The lock is held.
+
+    What puts itself back, because the line that this interrupts is busy with the same, is left once more.
+    """
+    for _ in range(len(late)):
+        if late:
+            work, arguments = late.popleft()
+            work(*arguments)
 
 
 def at_fork(**hooks: Callable[[], object]) -> None:

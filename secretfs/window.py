@@ -28,7 +28,10 @@ class Window:
         """
         self.size = size
         self._lent = 0
-        self._address = libc.mmap_anonymous(size)
+        try:
+            self._address = libc.mmap_anonymous(size)
+        except OSError as error:
+            raise lock_refused(size, error) from error
         try:
             libc.mlock(self._address, size)
             libc.madvise(self._address, size, libc.MADV_DONTDUMP)

@@ -47,7 +47,7 @@ def _forbidden() -> bool:
 may_emulate = pytest.mark.skipif(_forbidden(), reason="memfd_secret: forbidden here, so that nothing can emulate it")
 
 
-def compiled(target: Path, *sources: Path, static: bool = False) -> Path:
+def compiled(target: Path, *sources: Path, static: bool = False, options: Sequence[str] = ()) -> Path:
     """A program from C; a warning is an error."""
     command = [
         "gcc",
@@ -59,6 +59,7 @@ def compiled(target: Path, *sources: Path, static: bool = False) -> Path:
         target,
         *sources,
         "-pthread",
+        *options,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,8 @@ import threading
 import pytest
 from programs import BACKENDS, HEADER, program, works
 
-from secretfs import Secret, turns
+from secretfs import Secret, SecretArea, turns
+from secretfs.interface import Backend
 
 KINDS = [*BACKENDS, "at rest"]
 MAKE = """
@@ -275,6 +276,28 @@ run(busy, busy, forks)
 print("fine")
 """
     assert works(text, kind) == "fine"
+
+
+def test_what_is_put_back_waits(emulator: Backend) -> None:
+    """An area that a garbage collection closes while a secret is being enciphered waits for nothing: what cannot be
+    done yet is done when the line that was interrupted is.
+    """
+    calls, busy = [], [True]
+
+    def work() -> None:
+        calls.append(len(calls))
+        assert len(calls) < 9
+        if busy:
+            turns.late.append((work, ()))
+
+    with turns.lock:
+        turns.late.append((work, ()))
+        SecretArea(4096, backend=emulator).close()
+        assert len(turns.late) == 1
+        tried = len(calls)
+        busy.clear()
+    turns.catch_up()
+    assert (len(calls), len(turns.late)) == (tried + 1, 0)
 
 
 def test_programs_are_what_they_seem() -> None:

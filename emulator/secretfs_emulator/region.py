@@ -41,7 +41,10 @@ class Region(MappedRegion):
     @classmethod
     def attach(cls, fd: int, size: int, guarantees: Guarantees) -> Region:
         """Map somebody else's descriptor; the region keeps a duplicate of it."""
-        own = os.dup(fd)
+        try:
+            own = os.dup(fd)
+        except OSError as error:
+            raise lock_refused(size, error) from error
         try:
             return cls._locked(libc.mmap_shared(own, size), size, guarantees, fd=own, creator=False)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from secretfs import libc
@@ -50,6 +51,8 @@ class Backend:
         try:
             magic = libc.file_system_magic(fd)
         except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
             raise BackendUnavailable(f"descriptor {fd} is not open") from error
         if magic != libc.SECRETMEM_MAGIC:
             raise BackendUnavailable(f"descriptor {fd} is not secret memory of the kernel")

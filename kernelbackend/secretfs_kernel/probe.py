@@ -10,12 +10,13 @@ import re
 
 from secretfs import libc
 from secretfs.errors import BackendUnavailable
-from secretfs.interface import Guarantees
+from secretfs.interface import Guarantees, lock_refused
 from secretfs_kernel.region import Region
 
 __all__ = ["probe"]
 
 FIRST_KERNEL = (5, 14)  # kernel commit 1507f51255c9 "mm: introduce memfd_secret"
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing of secret memory
 ON_BY_DEFAULT = (6, 5)  # kernel commit b758fe6df50d "mm/secretmem: make it on by default"
 
 
@@ -46,8 +47,11 @@ def probe() -> None:
                 hint="start without `secretfs run`, or use --backend emulator",
             )
         _prove(region._address)
+    except OSError as error:
+        raise lock_refused(libc.PAGE_SIZE, error) from error
     finally:
-        region.close()
+        with contextlib.suppress(OSError):  # which says nothing of secret memory; its end tries again
+            region.close()
 
 
 def _prove(secret: int) -> None:
@@ -56,7 +60,8 @@ def _prove(secret: int) -> None:
         libc.wipe(ordinary, 1)
         refused = _pinning_refused(ordinary, secret)
     finally:
-        libc.munmap(ordinary, libc.PAGE_SIZE)
+        with contextlib.suppress(OSError):
+            libc.munmap(ordinary, libc.PAGE_SIZE)
     if not refused:
         raise BackendUnavailable(
             "memfd_secret answers here, but its memory can be read like any other, so it is emulated",
@@ -69,11 +74,15 @@ def _pinning_refused(ordinary: int, secret: int) -> bool:
     for pins in (libc.read_own_page, libc.splice_own_page):
         try:
             pins(ordinary)
-        except OSError:
+        except OSError as error:
+            if error.errno in _SHORT:
+                raise
             continue  # this way of pinning is itself forbidden here: it would prove nothing
         try:
             pins(secret)
         except OSError as error:
+            if error.errno in _SHORT:
+                raise
             return error.errno == errno.EFAULT
         return False
     raise BackendUnavailable(

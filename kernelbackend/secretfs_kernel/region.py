@@ -30,9 +30,10 @@ class Region(MappedRegion):
         except BaseException:
             os.close(fd)
             raise
-        if not shared:
-            os.close(fd)
         try:
+            if not shared:
+                os.close(fd)
+                libc.madvise(region._address, size, libc.MADV_DONTFORK)  # the kernel sets DONTDUMP by itself
             with region.view() as view:
                 libc.fault_in(view)
         except OSError as error:
@@ -43,7 +44,10 @@ class Region(MappedRegion):
     @classmethod
     def attach(cls, fd: int, size: int, guarantees: Guarantees) -> Region:
         """Map somebody else's descriptor; the region keeps a duplicate of it."""
-        own = os.dup(fd)
+        try:
+            own = os.dup(fd)
+        except OSError as error:
+            raise lock_refused(size, error) from error
         try:
             return cls._map(own, size, guarantees, shared=True, creator=False)
         except BaseException:
@@ -68,6 +72,4 @@ class Region(MappedRegion):
         if shared:
             guarantees = replace(guarantees, unforkable=False, no_descriptor=False)
             return cls(address, size, guarantees, fd=fd, creator=creator)
-        region = cls(address, size, guarantees)
-        libc.madvise(address, size, libc.MADV_DONTFORK)  # the kernel sets DONTDUMP by itself
-        return region
+        return cls(address, size, guarantees)

@@ -67,9 +67,13 @@ def main(words: list[str]) -> int:
     if not command:
         raise UsageError("which command is to be started?", hint="secretfs preload -- CMD…")
     _require_library()
-    program = _find(command[0])
-    _inspect(program)
-    _become(program, command, _environment(asked))
+    try:
+        program = _find(command[0])
+        _inspect(program)
+        _become(program, command, _environment(asked))
+    except (OSError, MemoryError) as error:
+        what = (getattr(error, "strerror", None) or "out of memory").lower()
+        raise PreloadError(f"{command[0]!r} could not be started: {what}") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,8 +99,9 @@ def command_line(*, add_help: bool = True) -> argparse.ArgumentParser:
 
 
 def _require_library() -> None:
-    if state() is not True:
-        raise PreloadError(f"the preload library is {state()}")
+    found = state()
+    if found is not True:
+        raise PreloadError(f"the preload library is {found}")
 
 
 def _environment(asked: argparse.Namespace) -> dict[str, str]:

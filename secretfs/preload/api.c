@@ -129,18 +129,21 @@ size_t secretfs_size(const void *memory)
 /* Open or close windows, and give the pages the rights that all windows together have. */
 static int change(void *memory, int readers, int writers)
 {
-	struct mapped *entry;
+	struct mapped *entry, before;
 	int result = -1;
 
 	pthread_mutex_lock(&lock);
 	entry = memory ? find(memory) : NULL;
 	if (entry && (readers + writers > 0 || entry->readers || entry->writers)) {
+		before = *entry;
 		if (readers + writers < 0) /* the last that was opened */
 			*(entry->writers ? &entry->writers : &entry->readers) -= 1;
 		entry->readers += (unsigned)(readers > 0);
 		entry->writers += (unsigned)(writers > 0);
 		result = area_protect(entry->start, entry->writers ? PROT_READ | PROT_WRITE :
 						    entry->readers ? PROT_READ : PROT_NONE);
+		if (result)
+			*entry = before;
 	}
 	pthread_mutex_unlock(&lock);
 	if (result)

@@ -166,6 +166,13 @@ int area_protect(void *start, int access)
 	return result;
 }
 
+/* Where it cannot be made writable, to write would be the end of the process. */
+static void wipe(struct area *area)
+{
+	if (!protect_raw(area->start, area->size, PROT_READ | PROT_WRITE))
+		explicit_bzero(area->start, area->size);
+}
+
 void area_unmap(void *start)
 {
 	struct area *area;
@@ -173,8 +180,7 @@ void area_unmap(void *start)
 	pthread_mutex_lock(&areas_lock);
 	area = find(start);
 	if (area) {
-		protect_raw(area->start, area->size, PROT_READ | PROT_WRITE);
-		explicit_bzero(area->start, area->size);
+		wipe(area);
 		pages_release(area->start, area->size);
 		areas_locked -= area->size;
 		taken[area - areas] = 0;
@@ -231,15 +237,13 @@ void areas_each(void (*act)(struct area *area))
 			act(&areas[i]);
 }
 
-static void wipe(struct area *area)
+static void wipe_ordinary(struct area *area)
 {
-	if (area->kind == KIND_EMULATOR) {
-		protect_raw(area->start, area->size, PROT_READ | PROT_WRITE);
-		explicit_bzero(area->start, area->size);
-	}
+	if (area->kind == KIND_EMULATOR)
+		wipe(area);
 }
 
 void areas_wipe(void)
 {
-	areas_each(wipe);
+	areas_each(wipe_ordinary);
 }

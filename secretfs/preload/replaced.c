@@ -72,6 +72,20 @@ static void shrink(struct area *area, char *start, size_t size)
 	}
 }
 
+/* Ordinary pages with the bytes of secret ones in their place; -1 where that cannot be, and all is as it was. */
+static int move_back(char *ordinary, char *start, size_t size)
+{
+	if (protect_raw(start, size, PROT_READ | PROT_WRITE))
+		return -1;
+	memcpy(ordinary, start, size);
+	explicit_bzero(start, size);
+	if (mremap(ordinary, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, start) != MAP_FAILED)
+		return 0;
+	memcpy(start, ordinary, size);
+	explicit_bzero(ordinary, size);
+	return -1;
+}
+
 int area_restore(void *start, size_t size)
 {
 	struct area *area;
@@ -84,13 +98,12 @@ int area_restore(void *start, size_t size)
 	area = find_replaced(start, size, 1);
 	if (area) {
 		scratch = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		if (scratch != MAP_FAILED && !protect_raw(start, size, PROT_READ | PROT_WRITE)) {
-			memcpy(scratch, start, size);
-			explicit_bzero(start, size);
-			if (mremap(scratch, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, start) != MAP_FAILED) {
-				result = protect_raw(start, size, area->access);
-				shrink(area, NULL, 0);
-			}
+		if (scratch != MAP_FAILED && !move_back(scratch, start, size)) {
+			result = protect_raw(start, size, area->access);
+			shrink(area, NULL, 0);
+		} else if (scratch != MAP_FAILED) {
+			protect_raw(start, size, area->access);
+			syscall(SYS_munmap, scratch, size);
 		}
 	}
 	pthread_mutex_unlock(&areas_lock);

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from secretfs import libc
 from secretfs_emulator.supervisor import notify, system
-from secretfs_emulator.supervisor.failure import NOT_EXECUTABLE, NOT_FOUND, RunError
+from secretfs_emulator.supervisor.failure import NOT_EXECUTABLE, NOT_FOUND, RunError, reason
 
 __all__ = ["execute", "install", "limit_locked_memory"]
 
@@ -51,7 +51,7 @@ def _not_executed(name: str, error: OSError | ValueError) -> RunError:
                 hint=f"see its first line, or `file {shlex.quote(name)}`", exit_code=NOT_EXECUTABLE,
             )  # fmt: skip
         return RunError(f"there is no program {name!r}", exit_code=NOT_FOUND)
-    what = "it is a directory" if os.path.isdir(name) else _reason(error)
+    what = "it is a directory" if os.path.isdir(name) else reason(error)
     hint = f"chmod +x {shlex.quote(name)}" if code == errno.EACCES and os.path.isfile(name) else ""
     return RunError(f"{name!r} cannot be executed: {what}", hint=hint, exit_code=NOT_EXECUTABLE)
 
@@ -66,7 +66,7 @@ def limit_locked_memory(size: int) -> None:
                 system.prctl(system.PR_CAP_AMBIENT, _CAP_AMBIENT_LOWER, libc.CAP_IPC_LOCK)
     except (OSError, ValueError) as error:
         raise RunError(
-            f"the lock limit cannot be set to {size} bytes: {_reason(error)}",
+            f"the lock limit cannot be set to {size} bytes: {reason(error)}",
             hint="give a size of at most the hard limit (ulimit -H -l), or run as root",
         ) from error
 
@@ -98,10 +98,6 @@ def _not_installed(error: OSError) -> RunError:
             hint="use Linux 5.9 or newer, with CONFIG_SECCOMP_FILTER",
         )
     return RunError(
-        f"a seccomp filter cannot be installed: {_reason(error)}",
+        f"a seccomp filter cannot be installed: {reason(error)}",
         hint="allow seccomp(2) in the container's profile, for example docker run --security-opt seccomp=PROFILE.json",
     )
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).lower()

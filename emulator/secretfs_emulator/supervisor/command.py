@@ -8,7 +8,7 @@ import re
 from typing import NoReturn
 
 from secretfs.errors import UsageError
-from secretfs_emulator.supervisor.failure import RunError
+from secretfs_emulator.supervisor.failure import RunError, not_started
 from secretfs_emulator.supervisor.options import Options
 
 __all__ = ["command_line", "main"]
@@ -37,8 +37,8 @@ def main(words: list[str]) -> int:
         return carry_out(read(words))
     except UsageError as error:
         raise RunError(str(error), hint=error.hint) from error
-    except OSError as error:
-        raise RunError(f"the command could not be started: {(error.strerror or str(error)).lower()}") from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        raise not_started(error) from error
 
 
 def read(words: list[str]) -> Options:

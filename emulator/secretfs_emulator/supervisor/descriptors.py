@@ -66,7 +66,9 @@ def _duplicate(call: Call, area: Area, *, cloexec: bool, least: int = 0) -> Answ
     """The same open file once more; through our own hands, since the kernel would take the lowest number of all."""
     try:
         fd = _its_file(call, area)
-    except OSError:
+    except OSError as error:
+        if target.short(error):
+            raise
         return CONTINUE  # not to be had: a copy at a low number works, but answers some calls differently
     try:
         return call.put(fd, cloexec=cloexec, least=least)

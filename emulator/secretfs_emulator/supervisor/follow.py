@@ -16,10 +16,13 @@ import struct
 import sys
 
 from secretfs_emulator.supervisor import system, target
-from secretfs_emulator.supervisor.failure import RunError
+from secretfs_emulator.supervisor.failure import FAILED, RunError, failure, reason
 
-__all__ = ["FOLLOWED", "follow"]
+__all__ = ["FOLLOWED", "READY", "follow"]
 
+_KILLED = "look who killed it (dmesg shows the OOM killer)"
+READY = b"ready"
+"""What the supervisor is told once its messages are received and signals are passed on."""
 _SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
 FOLLOWED = set(signal.valid_signals()) - _SYNCHRONOUS - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 """The signals that are taken as they come, and so are blocked."""
@@ -36,36 +39,91 @@ def follow(supervisor: socket.socket, supervisor_pid: int) -> int:
     """Wait for the command's end. Returns the exit code to end with.
 
     Raises:
-        RunError: it was not started.
+        RunError: it was not started, or how it ended is not known.
+        OSError: it is not started: the supervisor sees that nobody follows.
     """
     signals = system.signalfd({int(number) for number in FOLLOWED})
     _let_go(supervisor.fileno(), signals)
-    poll = select.poll()
-    poll.register(supervisor, select.POLLIN)
-    poll.register(signals, select.POLLIN)
-    pidfd = -1
-    while True:
-        ready = {fd for fd, _ in poll.poll()}
-        if signals in ready:
-            _pass_on(os.read(signals, _INFO.size), pidfd)
-        if supervisor.fileno() in ready:
-            message, fds, _, _ = socket.recv_fds(supervisor, _LONGEST_MESSAGE, 1)
-            word, _, rest = message.decode(errors="replace").partition(" ")
-            if word == "started":
-                pidfd = fds[0]
-            elif word == "stopped":
-                _stop(int(rest), pidfd)
-            elif word == "failed":
-                raise _failure(rest)
-            elif word == "report":
+    return _Following(supervisor, supervisor_pid, signals).end()
+
+
+class _Following:
+    """What is heard of the command, and what is passed on to it."""
+
+    def __init__(self, supervisor: socket.socket, supervisor_pid: int, signals: int) -> None:
+        self._supervisor, self._supervisor_pid, self._signals = supervisor, supervisor_pid, signals
+        self._pidfd = -1
+        self._started = False
+
+    def end(self) -> int:
+        """The exit code, once it has ended."""
+        poll = select.poll()
+        poll.register(self._supervisor, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
+        while True:
+            try:
+                code = self._next({fd for fd, _ in poll.poll()})
+            except (OSError, MemoryError) as error:
+                if self._pidfd < 0:
+                    raise
+                raise RunError(
+                    f"the command cannot be followed any longer: {reason(error)}; it went on, and its exit status is "
+                    "not known"
+                ) from error
+            if code is not None:
+                return code
+
+    def _next(self, ready: set[int]) -> int | None:
+        """Deal with what has come; the exit code, if that was the end."""
+        if self._signals in ready:
+            _pass_on(os.read(self._signals, _INFO.size), self._pidfd)
+        if self._supervisor.fileno() not in ready:
+            return None
+        message, fds = _received(self._supervisor)
+        word, _, rest = message.decode(errors="replace").partition(" ")
+        if word == "prepared":
+            self._supervisor.send(READY)
+            self._pidfd = fds[0]
+        elif word == "started":
+            self._started = True
+        elif word == "stopped":
+            _stop(int(rest), self._pidfd)
+        elif word == "failed":
+            raise failure(rest)
+        elif word == "report":
+            with contextlib.suppress(OSError):
                 print(rest, file=sys.stderr, flush=True)
-            elif word == "ended":
-                code, _, last = rest.partition(" ")
-                if last:
-                    os.waitpid(supervisor_pid, 0)
-                return int(code)
-            elif not word:
-                return _orphaned(pidfd)
+        elif word == "ended":
+            code, _, last = rest.partition(" ")
+            if last:
+                os.waitpid(self._supervisor_pid, 0)
+            return int(code)
+        elif not word:
+            return self._orphaned()
+        return None
+
+    def _orphaned(self) -> int:
+        """The supervisor was killed. The command goes on; kernels from 6.15 on tell others than its parent how it
+        ended.
+        """
+        status = _exit_status(self._pidfd) if self._pidfd >= 0 else None
+        if self._pidfd < 0 or (not self._started and status == FAILED << 8):
+            raise RunError("the supervisor was killed before the command could begin", hint=_KILLED)
+        if status is None:
+            raise RunError(
+                "the supervisor was killed: the command went on without it, and its exit status is not known",
+                hint=_KILLED,
+            )
+        return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _received(supervisor: socket.socket) -> tuple[bytes, list[int]]:
+    """A message, and the descriptors that came with it; nothing if the supervisor has ended."""
+    try:
+        message, fds, _, _ = socket.recv_fds(supervisor, _LONGEST_MESSAGE, 1)
+    except ConnectionResetError:
+        return b"", []
+    return message, fds
 
 
 def _let_go(*keep: int) -> None:
@@ -74,11 +132,6 @@ def _let_go(*keep: int) -> None:
     for stream in (0, 1):
         os.dup2(null, stream)
     system.close_all_but(*keep)
-
-
-def _failure(text: str) -> RunError:
-    code, message, hint = text.split("\0")
-    return RunError(message, hint=hint, exit_code=int(code))
 
 
 def _pass_on(data: bytes, pidfd: int) -> None:
@@ -136,17 +189,6 @@ def _stop(number: int, pidfd: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     else:
         signal.sigtimedwait({number}, 0)
-
-
-def _orphaned(pidfd: int) -> int:
-    """The supervisor was killed. The command goes on; kernels from 6.15 on tell others than its parent how it ended."""
-    status = _exit_status(pidfd) if pidfd >= 0 else None
-    if status is None:
-        raise RunError(
-            "the supervisor was killed: the command went on without it, and its exit status is not known",
-            hint="look who killed it (dmesg shows the OOM killer)",
-        )
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def _exit_status(pidfd: int) -> int | None:

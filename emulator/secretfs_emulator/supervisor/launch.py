@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from secretfs import libc
 from secretfs_emulator.supervisor import become, follow, system
-from secretfs_emulator.supervisor.failure import RunError
+from secretfs_emulator.supervisor.failure import FAILED, RunError, failure, not_started
 from secretfs_emulator.supervisor.serve import Service
 
 __all__ = ["Job", "launch"]
@@ -29,6 +29,9 @@ __all__ = ["Job", "launch"]
 Disposition = Any  # what signal.signal() takes and returns
 _UNKNOWN_FLAG = 0x40000000
 _DRAINED_WITHIN = 0.1
+_TRIED = 3
+_LONGEST_MESSAGE = 1 << 16
+_GO = b"go"
 _IGNORED = {
     signal.SIGINT,
     signal.SIGTERM,
@@ -72,7 +75,7 @@ def launch(job: Job) -> int:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _never_return(lambda: _supervise(job, its, mask, children))
+        _never_return(lambda: _supervise(job, its, ours, mask, children))
     its.close()
     return follow.follow(ours, pid)
 
@@ -86,30 +89,43 @@ def _never_return(run: Callable[[], object]) -> NoReturn:
     os._exit(0)
 
 
-def _supervise(job: Job, boss: socket.socket, mask: set[int], children: Disposition) -> None:
+def _supervise(job: Job, boss: socket.socket, its_own: socket.socket, mask: set[int], children: Disposition) -> None:
+    try:
+        its_own.close()  # or we would not see that nobody follows
+        pid, service = _begin(job, boss, mask, children)
+    except BaseException as error:  # noqa: BLE001 - whoever follows is to tell of it
+        _tell(boss, b"failed " + _told(error))
+        return
+    code = _wait(pid, boss)
+    ended = False
+    with contextlib.suppress(OSError):
+        ended = service.over(_DRAINED_WITHIN)
+    if text := job.report():
+        _tell(boss, b"report " + text.encode())
+    _tell(boss, b"ended %d%s" % (code, b" last" if ended else b""))
+    boss.close()
+    service.over(None)
+
+
+def _begin(job: Job, boss: socket.socket, mask: set[int], children: Disposition) -> tuple[int, Service]:
+    """Start the command's process, serve it, and see it become the command; if anything fails, it ends."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _never_return(lambda: _become(job, its, mask, children))
-    its.close()
-    pidfd = os.pidfd_open(pid)
-    _withdraw(boss.fileno(), ours.fileno(), pidfd, *job.keep)
-    service = _start(job, ours)
-    if isinstance(service, bytes):
+        _never_return(lambda: _become(job, its, (ours, boss), mask, children))
+    try:
+        its.close()
+        pidfd = os.pidfd_open(pid)
+        _withdraw(boss.fileno(), ours.fileno(), pidfd, *job.keep)
+        service = _start(job, ours, boss, pidfd)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        boss.send(b"failed " + service)
-        return
+        raise
     with contextlib.suppress(OSError):
-        socket.send_fds(boss, [b"started"], [pidfd])
-    os.close(pidfd)
-    code = _wait(pid, boss)
-    ended = service.over(_DRAINED_WITHIN)
-    with contextlib.suppress(OSError):  # nobody follows any more
-        if text := job.report():
-            boss.send(b"report " + text.encode())
-        boss.send(b"ended %d%s" % (code, b" last" if ended else b""))
-    boss.close()
-    service.over(None)
+        os.close(pidfd)
+        ours.close()
+    return pid, service
 
 
 def _withdraw(*keep: int) -> None:
@@ -128,18 +144,37 @@ def _withdraw(*keep: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _start(job: Job, child: socket.socket) -> Service | bytes:
-    """Take the listener, begin to serve, let the child go on. Returns why the command was not executed, if so."""
-    service: Service | None = None
+def _start(job: Job, child: socket.socket, boss: socket.socket, pidfd: int) -> Service:
+    """Take the listener, begin to serve, let the child go on once somebody follows it.
+
+    Raises:
+        RunError: the command was not executed.
+    """
+    message, fds, _, _ = socket.recv_fds(child, _LONGEST_MESSAGE, 1)
+    if message == b"listener":
+        service = job.serve(fds[0])
+        socket.send_fds(boss, [b"prepared"], [pidfd])
+        if boss.recv(16) != follow.READY:
+            raise ConnectionAbortedError  # and nobody is left to be told
+        with contextlib.suppress(BrokenPipeError):  # then it says why it has ended
+            child.send(_GO)
+        message = _last_message(child)
+        if not message:  # closed by exec
+            _tell(boss, b"started")
+            return service
+    if message:
+        raise failure(message.decode(errors="replace"))
+    raise RunError("the command's process was killed before it could begin")
+
+
+def _last_message(child: socket.socket) -> bytes:
+    """Why the command is not executed; nothing if it is. It may be running, so that this must not fail."""
     while True:
-        message, fds, _, _ = socket.recv_fds(child, 1 << 16, 1)
-        if message == b"listener":
-            service = job.serve(fds[0])
-            child.send(b"go")
-        elif message:
-            return message
-        else:
-            return service or b"125\0the command's process was killed before it could begin\0"
+        try:
+            return child.recv(_LONGEST_MESSAGE)
+        except OSError as error:
+            if error.errno not in (errno.ENOMEM, errno.ENOBUFS):
+                raise
 
 
 def _wait(pid: int, boss: socket.socket) -> int:
@@ -147,28 +182,60 @@ def _wait(pid: int, boss: socket.socket) -> int:
     while True:
         _, status = os.waitpid(pid, os.WUNTRACED)
         if os.WIFSTOPPED(status):
-            with contextlib.suppress(OSError):
-                boss.send(b"stopped %d" % os.WSTOPSIG(status))
+            _tell(boss, b"stopped %d" % os.WSTOPSIG(status))
         elif os.WIFSIGNALED(status):
             return 128 + os.WTERMSIG(status)
         else:
             return os.WEXITSTATUS(status)
 
 
-def _become(job: Job, supervisor: socket.socket, mask: set[int], children: Disposition) -> None:
+def _tell(boss: socket.socket, message: bytes) -> None:
+    """Tell whoever follows the command, if somebody still does."""
+    for _ in range(_TRIED):
+        try:
+            boss.send(message)
+        except OSError as error:
+            if error.errno in (errno.ENOBUFS, errno.ENOMEM):
+                continue
+        return
+
+
+def _become(
+    job: Job, supervisor: socket.socket, others: tuple[socket.socket, ...], mask: set[int], children: Disposition
+) -> None:
     try:
+        for other in others:
+            other.close()  # or we would not see the supervisor end
         job.prepare()
         listener = become.install(job.program, listener=True)
         socket.send_fds(supervisor, [b"listener"], [listener])
         os.close(listener)
-        supervisor.recv(16)
+        if supervisor.recv(16) != _GO:
+            os._exit(FAILED)  # it has ended: whoever follows us tells
         _check_that_we_are_asked()
         signal.signal(signal.SIGCHLD, children)
         become.execute(job.command, mask)
-    except RunError as error:
-        supervisor.send(f"{error.exit_code}\0{error}\0{error.hint}".encode(errors="replace"))
     except BaseException as error:  # noqa: BLE001 - it must not be taken for the command's end
-        supervisor.send(f"125\0the command could not be started: {type(error).__name__}: {error}\0".encode())
+        _give_up(supervisor, error)
+
+
+def _give_up(supervisor: socket.socket, error: BaseException) -> None:
+    """Have the supervisor say why the command is not executed, or else say it here."""
+    message = _told(error)
+    try:
+        supervisor.send(message)
+    except OSError:
+        told = failure(message.decode())
+        hint = f"secretfs: hint: {told.hint}\n" if told.hint else ""
+        os.write(2, f"secretfs: error: {told}\n{hint}".encode())
+        os._exit(told.exit_code)
+
+
+def _told(error: BaseException) -> bytes:
+    """An error as `failure()` reads it."""
+    if not isinstance(error, RunError):
+        error = not_started(error)
+    return f"{error.exit_code}\0{error}\0{error.hint}".encode(errors="replace")
 
 
 def _check_that_we_are_asked() -> None:

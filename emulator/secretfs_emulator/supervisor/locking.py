@@ -51,6 +51,6 @@ def _on_secret(call: Call) -> bool:
     if not call.has_secrets():
         return False
     first, length = call.arguments[0], call.arguments[1]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*target.UNSEEN):
         return pinning.touches(pinning.secret_ranges(call, call.pid), [(first, first + length)])
     return False

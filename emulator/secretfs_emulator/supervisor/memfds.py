@@ -52,11 +52,17 @@ class MemfdBacking:
         """
         original = _memfd()
         path = f"/proc/self/fd/{original}"
+        area, watch = Area((self.device, os.fstat(original).st_ino)), -1
         try:
             os.fchmod(original, 0o600)
-            area = Area((self.device, os.fstat(original).st_ino), fd=os.open(path, os.O_RDWR | os.O_CLOEXEC))
-            self._watches[system.inotify_add_watch(self._group, path, _CLOSED)] = area
+            area.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            watch = system.inotify_add_watch(self._group, path, _CLOSED)
+            self._watches[watch] = area
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except BaseException:
+            self._watches.pop(watch, None)
+            forget(area)
+            raise
         finally:
             os.close(original)
         give(fd, uid, gid)
@@ -83,8 +89,10 @@ class MemfdBacking:
             area = self._watches.get(watch)
             if mask & _CLOSED and area is not None and _is_last(area.fd):
                 del self._watches[watch], self.areas[area.key]
-                wipe_file(area.fd)
-                forget(area)  # the last one: the file is gone, and with it the watch
+                with contextlib.suppress(OSError):  # what fails with one does not keep us from the others
+                    wipe_file(area.fd)
+                with contextlib.suppress(OSError):
+                    forget(area)  # the last one: the file is gone, and with it the watch
 
 
 def _memfd() -> int:

@@ -126,12 +126,12 @@ class Listener:
         if not answer.sent:
             data = _ANSWER.pack(identity, answer.value, answer.error, answer.flags)
             with contextlib.suppress(OSError):
-                fcntl.ioctl(self.fd, _SEND, data)
+                _control(self.fd, _SEND, data)
 
     def valid(self, identity: int) -> bool:
         """Whether the caller still waits: what was seen under its number then was it."""
         try:
-            fcntl.ioctl(self.fd, _ID_VALID, _VALID.pack(identity))
+            _control(self.fd, _ID_VALID, _VALID.pack(identity))
         except OSError:
             return False
         return True
@@ -141,7 +141,7 @@ class Listener:
         flags, mode = _FLAG_SETFD, os.O_CLOEXEC if cloexec else 0
         if self._one_step and answer is None:
             try:
-                fcntl.ioctl(self.fd, _ADD_FD, _ADDFD.pack(identity, flags | _FLAG_SEND, fd, number, mode))
+                _control(self.fd, _ADD_FD, _ADDFD.pack(identity, flags | _FLAG_SEND, fd, number, mode))
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     return self._refused(error)
@@ -149,7 +149,7 @@ class Listener:
             else:
                 return Answer(number, sent=True)
         try:
-            fcntl.ioctl(self.fd, _ADD_FD, _ADDFD.pack(identity, flags, fd, number, mode))
+            _control(self.fd, _ADD_FD, _ADDFD.pack(identity, flags, fd, number, mode))
         except OSError as error:
             return self._refused(error)
         return value(number if answer is None else answer)
@@ -158,3 +158,13 @@ class Listener:
     def _refused(error: OSError) -> Answer:
         """EBADF: the number is beyond the caller's RLIMIT_NOFILE."""
         return fail(errno.EMFILE if error.errno == errno.EBADF else error.errno or errno.EMFILE)
+
+
+def _control(fd: int, request: int, data: bytes) -> None:
+    """ioctl(2), once more if a signal has interrupted it: a caller that gets no answer would wait for ever."""
+    while True:
+        try:
+            fcntl.ioctl(fd, request, data)
+        except InterruptedError:
+            continue
+        return

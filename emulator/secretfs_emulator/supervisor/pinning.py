@@ -48,7 +48,7 @@ def vmsplice(call: Call) -> Answer:
     """vmsplice(2) into a pipe pins the pages; out of one it copies, which is allowed."""
     if not call.has_secrets():
         return CONTINUE
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*target.UNSEEN):
         if target.flags_of(call.pid, call.number(0)) & os.O_ACCMODE == os.O_RDONLY:
             return CONTINUE
         if touches(secret_ranges(call, call.pid), _iovecs(call, 1, 2)):
@@ -72,7 +72,7 @@ def _process_vm(call: Call, *, writing: bool) -> Answer:
         return fail(errno.EINVAL)
     if not call.has_secrets():
         return CONTINUE
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*target.UNSEEN):
         remote = _iovecs(call, 3, 4)
         secrets = _ranges_of_other(call, call.number(0)) if remote else []
         if touches(secrets, remote):
@@ -136,7 +136,7 @@ def _message(call: Call) -> list[Range]:
 def _refuse_pinning(call: Call, ranges: Callable[[], list[Range]]) -> Answer:
     if not call.has_secrets():
         return CONTINUE
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*target.UNSEEN):
         if touches(secret_ranges(call, call.pid), ranges()):
             return fail(errno.EFAULT)
     return CONTINUE
@@ -147,7 +147,7 @@ def ptrace(call: Call) -> Answer:
     if not call.has_secrets():
         return CONTINUE
     address = call.arguments[2]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*target.UNSEEN):
         other = target.translate(call.pid, call.number(1))
         if (
             other is not None

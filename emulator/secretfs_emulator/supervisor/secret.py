@@ -30,7 +30,7 @@ def memfd_secret(call: Call) -> Answer:
     try:
         _, fd = session.backing.create(*call.owner())
     except OSError as error:
-        return fail(error.errno or errno.ENOMEM)
+        return fail(error.errno if error.errno in (errno.EMFILE, errno.ENFILE) else errno.ENOMEM)
     try:
         return call.put(fd, cloexec=bool(flags))
     finally:
@@ -66,7 +66,7 @@ def mmap(call: Call) -> Answer:
     length = -(-call.arguments[1] // libc.PAGE_SIZE) * libc.PAGE_SIZE
     if length and not (fits(call, length) and _held(call, area)):
         return fail(errno.EAGAIN)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*target.UNSEEN):
         area.mappers.add(call.process)
     return CONTINUE
 
@@ -90,8 +90,8 @@ def fits(call: Call, length: int) -> bool:
             return True
         limit = target.lock_limit(call.pid)
         return limit is None or status.locked + mapped_bytes(call) + length <= limit
-    except OSError:
-        return True  # gone, or not to be looked at
+    except target.UNSEEN:
+        return True
 
 
 def mapped_bytes(call: Call) -> int:

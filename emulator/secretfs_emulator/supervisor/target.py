@@ -7,6 +7,7 @@ one that is no caller, if its pidfd is alive afterwards: numbers are used again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -15,6 +16,7 @@ import signal
 from secretfs_emulator.supervisor import system
 
 __all__ = [
+    "UNSEEN",
     "Process",
     "Status",
     "descriptor_numbers",
@@ -28,11 +30,15 @@ __all__ = [
     "pidfd_of",
     "position_of",
     "proc_is_ours",
+    "short",
     "string",
     "translate",
 ]
 
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO of linux/proc_ns.h
+UNSEEN = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""Why a process cannot be looked at: it has gone, or hides. Anything else is a want of ours (`short`)."""
+_SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 Process = tuple[int, int]
 """A process by its number and when it was started: nobody else is ever both."""
 _processes: dict[Process, Process] = {}  # by thread, which is named in the same way
@@ -40,6 +46,11 @@ _MOST_KNOWN = 4096
 _CHUNK = 1 << 16
 _PAGE = 4096
 _OURS = re.compile(r"/secretmem \(deleted\)$|/memfd:|.*/\d+/mem$", re.DOTALL)
+
+
+def short(error: OSError) -> bool:
+    """Whether it was for want of memory or descriptors that a process could not be looked at."""
+    return error.errno in _SHORT
 
 
 def proc_is_ours() -> bool:
@@ -64,7 +75,9 @@ def file_of(pid: int, fd: int) -> os.stat_result | None:
         return os.stat(path) if _OURS.match(os.readlink(path)) else None
     except PermissionError:
         raise
-    except OSError:
+    except OSError as error:
+        if short(error):
+            raise
         return None
 
 
@@ -200,7 +213,9 @@ def pidfd_of(pid: int) -> int:
     """A pidfd of the process that a thread belongs to."""
     try:
         return os.pidfd_open(pid)
-    except OSError:
+    except OSError as error:
+        if short(error):
+            raise
         return os.pidfd_open(Status(pid).process)
 
 
@@ -219,7 +234,9 @@ def memory(pid: int, address: int, length: int) -> bytearray | None:
     """A copy of a caller's bytes, None where they cannot be read."""
     try:
         return system.read_memory(pid, address, length)
-    except OSError:
+    except OSError as error:
+        if short(error):
+            raise
         return None
 
 

@@ -7,6 +7,7 @@ dumps are those of secret memory. And it tells when the last descriptor and the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -66,6 +67,9 @@ class TmpfsBacking:
             system.fanotify_mark(self._group, _OPEN_PERM, fd)
             give(fd, uid, gid)
         except BaseException:
+            for left in (FILE_NAME, name):  # or no other could be made
+                with contextlib.suppress(OSError):
+                    os.unlink(left, dir_fd=self._root)
             os.close(fd)
             raise
         area = Area((self.device, os.fstat(fd).st_ino), name, reader)
@@ -95,20 +99,22 @@ class TmpfsBacking:
             at += length
             if fd < 0:
                 continue
-            try:
+            with contextlib.ExitStack() as each:  # what fails with one of them does not keep us from the others
+                each.callback(os.close, fd)
+                each.enter_context(contextlib.suppress(OSError))
                 if mask & (_OPEN_PERM | _ACCESS_PERM):
                     os.write(self._group, _RESPONSE.pack(fd, _DENY))
                 elif mask & _CLOSE_WRITE:
                     self._closed(fd)
-            finally:
-                os.close(fd)
 
     def _closed(self, fd: int) -> None:
         area = self.areas.pop((self.device, os.fstat(fd).st_ino), None)
         if area is not None:
-            wipe_file(fd)
-            forget(area)
-            os.unlink(area.name, dir_fd=self._root)
+            try:
+                wipe_file(fd)
+            finally:
+                forget(area)
+                os.unlink(area.name, dir_fd=self._root)
 
 
 def _mount() -> tuple[int, bool]:
