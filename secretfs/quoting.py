@@ -5,9 +5,10 @@ A path may hold any byte but zero: a newline would forge a line of ours, an esca
 
 from __future__ import annotations
 
+import os
 import shlex
 
-__all__ = ["one_line", "printable", "quoted"]
+__all__ = ["one_line", "printable", "quoted", "reason_of"]
 
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "'": "\\'", "\\": "\\\\"}
 
@@ -27,6 +28,16 @@ def printable(path: str) -> str:
 def one_line(text: str) -> str:
     """What somebody else's code said, on one line that can be shown."""
     return "".join(c if c.isprintable() else _escaped(c) for c in "; ".join(filter(None, text.splitlines())))
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error comes from, without what it may carry: the system's words, or the name of its kind."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.errno:
+            return os.strerror(inner.errno).lower()
+        inner = next(iter(getattr(inner, "exceptions", ())), inner.__cause__)  # of a group the first
+    return type(error).__name__
 
 
 def _escaped(character: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secretfs.quoting import one_line, printable, quoted
+from secretfs.quoting import one_line, printable, quoted, reason_of
 
 
 @given(st.lists(st.binary(min_size=1, max_size=20).map(lambda name: name.replace(b"\0", b"")), min_size=1, max_size=5))
@@ -47,3 +48,22 @@ def test_lines_become_one(text: str) -> None:
 def test_nothing_reaches_the_terminal() -> None:
     """Escapes, bells and characters that turn the direction of writing are shown, not obeyed."""
     assert one_line("\x1b]0;title\x07 \u202e") == r"\x1b]0;title\x07 \xe2\x80\xae"
+
+
+def test_reason_of_shows_no_more_than_the_kind() -> None:
+    """The system's words for an error of its own; of any other, whose text may hold a secret, only its kind."""
+
+    class Group(Exception):
+        """As in Python 3.11."""
+
+        def __init__(self, *exceptions: Exception) -> None:
+            super().__init__("secret")
+            self.exceptions = exceptions
+
+    inner = OSError(errno.EMFILE, "secret", "secret")
+    group = Group(Group(inner), ValueError())
+    because = RuntimeError("secret")
+    because.__cause__ = group
+    assert [reason_of(error) for error in (inner, ValueError("secret"), OSError("secret"), because)] == [
+        "too many open files", "ValueError", "OSError", "too many open files",
+    ]  # fmt: skip
