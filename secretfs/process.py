@@ -7,6 +7,7 @@ is no moment at which another process of the same user could have opened its mem
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import logging.handlers
 import os
@@ -15,7 +16,7 @@ import socket
 import sys
 
 from secretfs import libc
-from secretfs.errors import TracedError
+from secretfs.errors import SecretFSError, TracedError
 
 __all__ = ["close_descriptors", "harden", "leave_terminal", "log_to", "notify_ready"]
 
@@ -27,9 +28,16 @@ def harden() -> None:
 
     Raises:
         TracedError: a debugger is attached already.
+        SecretFSError: it may not be done here.
     """
-    libc.set_dumpable(dumpable=False)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        libc.set_dumpable(dumpable=False)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError) as error:  # ValueError: how Python says EPERM of a limit
+        reason = os.strerror(getattr(error, "errno", errno.EPERM)).lower()
+        raise SecretFSError(
+            f"core dumps cannot be switched off: {reason}", hint="allow prctl and prlimit64 in the seccomp profile"
+        ) from error
     os.umask(0o077)
     tracer = libc.proc_status("TracerPid")
     if tracer not in ("", "0"):
@@ -77,6 +85,7 @@ def log_to(*, syslog: bool) -> None:
         with contextlib.suppress(OSError):
             handler = logging.handlers.SysLogHandler(SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
             handler.setFormatter(logging.Formatter(f"secretfs[{os.getpid()}]: %(message)s"))
+    logging.raiseExceptions = False  # or a full disk under stderr would be told there, with a traceback
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
