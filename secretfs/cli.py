@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["build_parser", "main"]
 
 ENTRY_POINTS = "secretfs.commands"
+_BROKEN = "the system may be out of memory or descriptors; if not, install memfd-secretfs again"
 T = TypeVar("T")
 
 DESCRIPTION = (
@@ -77,6 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         complain(_system_error(error))
         discard_output()
+        return 1
+    except ImportError as error:  # of what is imported only where it is needed
+        complain(SecretFSError(f"a part of secretfs cannot be loaded: {error}", hint=_BROKEN))
+        return 1
+    except MemoryError:
+        complain(_system_error(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))))
         return 1
 
 
