@@ -54,11 +54,11 @@ def affordable_size(asked: int | None) -> tuple[int, Room | None]:
         CgroupLimitExceeded: not even that is left in a memory cgroup.
         LimitError: the size that was asked for is more than may be locked, or than there is.
     """
-    fixed, changing = [*_lockable(), _installed()], list(_chargeable())
+    fixed, changing = [*_lockable(), *_installed()], list(_chargeable())
     if asked is None:
-        return min(DEFAULT_SIZE, *(room.left for room in fixed + changing)), None
-    tightest = min(fixed)
-    if asked > tightest.left:
+        return min([DEFAULT_SIZE, *(room.left for room in fixed + changing)]), None
+    tightest = min(fixed, default=None)
+    if tightest is not None and asked > tightest.left:
         raise LimitError(
             f"a size of {asked} bytes {tightest.says}", hint=f"use --size {tightest.left} or less{tightest.remedy}"
         )
@@ -88,6 +88,7 @@ def _chargeable() -> Iterator[Room]:
     yield Room(left, f"is more than the memory cgroup {room.path!r} now leaves for data: {left} bytes", MORE_IN_CGROUP)
 
 
-def _installed() -> Room:
+def _installed() -> Iterator[Room]:
     there_is = os.sysconf("SC_PHYS_PAGES") * libc.PAGE_SIZE
-    return Room(there_is, f"is more than this machine's {there_is} bytes of memory", "")
+    if there_is > STARTING:  # else the C library was not allowed to ask (sysinfo(2)), and does not say so
+        yield Room(there_is, f"is more than this machine's {there_is} bytes of memory", "")
