@@ -53,7 +53,11 @@ def run(serve: Callable[[TracedError | None], int], channel: int) -> int:
             os._exit(code)
     for descriptor in (channel, writer):
         os.close(descriptor)
-    _take(pid, reader)
+    try:
+        _take(pid, reader)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)  # it has stopped itself, and nobody else would let it go on
+        raise
     return _hand_on(pid)
 
 
