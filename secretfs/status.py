@@ -134,6 +134,17 @@ class _Watched:
 
 def _ask(mount: Mount, question: str, patience: float) -> bytes:
     """Ask for the attribute `question` in a child process that has become the mount's user."""
+    try:
+        answer = _answered(mount, question, patience)
+    except OSError as error:
+        raise _no_answer(mount, error.errno or errno.EIO) from error
+    if answer[:1] == b"+":
+        return answer[1:]
+    raise _no_answer(mount, int(answer[1:] or errno.EIO))
+
+
+def _answered(mount: Mount, question: str, patience: float) -> bytes:
+    """What the child wrote."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -155,9 +166,7 @@ def _ask(mount: Mount, question: str, patience: float) -> bytes:
     finally:
         os.close(reader)
         os.waitpid(pid, 0)
-    if answer[:1] == b"+":
-        return answer[1:]
-    raise _no_answer(mount, int(answer[1:] or errno.EIO))
+    return answer
 
 
 def _answer(mount: Mount, question: str, writer: int) -> None:
