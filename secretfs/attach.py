@@ -6,6 +6,7 @@ translated here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -14,12 +15,12 @@ import stat
 import subprocess
 from collections.abc import Iterable
 
-from secretfs import libc
+from secretfs import libc, mountinfo
 from secretfs.errors import FuseUnavailable, MountBusy, MountError, MountpointError, SecretFSError
 from secretfs.mountinfo import KIND
 from secretfs.quoting import quoted
 
-__all__ = ["FLAGS", "MAX_READ", "attach", "detach", "require_fuse"]
+__all__ = ["FLAGS", "MAX_READ", "attach", "detach", "is_dead", "require_fuse"]
 
 DEVICE = "/dev/fuse"
 MAX_READ = 1 << 20
@@ -79,6 +80,15 @@ def attach(fd: int, path: str, *, source: str, allow_other: bool, flags: Iterabl
     return _attach_as_root(fd, source, options, sum(FLAGS[flag] for flag in set(flags)))
 
 
+def is_dead(mountpoint: str) -> bool:
+    """Whether nobody serves what is mounted there. The daemon is asked; stat(2) may be answered by the kernel."""
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
 def detach(path: str, *, lazy: bool) -> None:
     """Unmount `path`, or with `lazy` take it out of the tree while files are still open.
 
@@ -125,18 +135,39 @@ def _refused(number: int) -> FuseUnavailable:
 def _attach_with_helper(path: str, source: str, options: list[str]) -> int:
     """fusermount3 opens the device, mounts and sends the descriptor through the socket in _FUSE_COMMFD."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, theirs:
-        name = source.replace("\\", "\\\\").replace(",", "\\,")
-        words = ",".join([*options, f"fsname={name}", f"subtype={KIND.partition('.')[2]}"])
-        said = _run([_helper(), "-o", words, "--", path], pass_fd=theirs.fileno())
-        theirs.close()
-        if said is not None:
-            raise _refusal(path, said)
-        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    with ours:
+        try:
+            with theirs:
+                name = source.replace("\\", "\\\\").replace(",", "\\,")
+                words = ",".join([*options, f"fsname={name}", f"subtype={KIND.partition('.')[2]}"])
+                said = _run([_helper(), "-o", words, "--", path], pass_fd=theirs.fileno())
+            if said is not None:
+                raise _refusal(path, said)
+            return _sent(ours)
+        except BaseException:
+            _take_back(path, ours)
+            raise
+
+
+def _sent(channel: socket.socket) -> int:
+    _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     if not descriptors:
         raise FuseUnavailable("fusermount3 mounted, but sent no descriptor", hint=_INSTALL_FUSE)
-    os.set_inheritable(descriptors[0], False)
+    try:
+        os.set_inheritable(descriptors[0], False)
+    except OSError:
+        os.close(descriptors[0])
+        raise
     return descriptors[0]
+
+
+def _take_back(path: str, channel: socket.socket) -> None:
+    """Unmount what fusermount3 has mounted before something went wrong, in it or here: a mount that nobody serves."""
+    with contextlib.suppress(OSError, SecretFSError):
+        while channel.recv(1):  # to the end of file: fusermount3 has ended, even if it could not be waited for
+            pass
+        if mountinfo.find(path) is not None and is_dead(path):
+            _detach_with_helper(path, lazy=True)
 
 
 def _detach_with_helper(path: str, *, lazy: bool) -> None:

@@ -47,11 +47,8 @@ def _clear_dead(path: str) -> None:
     mount = mountinfo.find(path)
     if mount is None or mount.user_id not in (os.geteuid(), 0) or (mount.user_id == 0 and os.geteuid() != 0):
         return
-    try:
-        os.statvfs(mount.mountpoint)  # the daemon is asked; stat(2) may be answered from the cache of the kernel
-    except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            attach.detach(mount.mountpoint, lazy=True)
+    if attach.is_dead(mount.mountpoint):
+        attach.detach(mount.mountpoint, lazy=True)
 
 
 def _how_to_clear(mount: mountinfo.Mount) -> str:
