@@ -24,10 +24,10 @@ from typing import Any
 from secretfs import attach, budget, cgroup, libc, registry
 from secretfs.area import wipe_all
 from secretfs.confine import confine
-from secretfs.errors import BackendUnavailable, LimitError, SecretFSError, TracedError, UsageError
+from secretfs.errors import BackendUnavailable, LimitError, MountError, SecretFSError, TracedError, UsageError
 from secretfs.filesystem import Filesystem
 from secretfs.interface import Guarantees
-from secretfs.quoting import one_line
+from secretfs.quoting import one_line, reason_of
 from secretfs.session import ENDING, Session
 from secretfs.window import Window
 
@@ -35,6 +35,8 @@ __all__ = ["MountOptions", "run", "send"]
 
 SPIN = 50
 """Microseconds to poll for the next request before sleeping; 20 to 50 are best, more gains nothing."""
+
+_REFUSED = "free memory and descriptors, and allow in a container what its seccomp profile may refuse"
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,9 @@ def run(options: MountOptions, channel: socket.socket, unguarded: TracedError | 
     except SecretFSError as error:
         _give_up(channel, error)
         return error.exit_code
+    except OSError as error:
+        _give_up(channel, MountError(f"the mount could not be prepared: {reason_of(error)}", hint=_REFUSED))
+        return MountError.exit_code
     except Exception as error:  # noqa: BLE001 - whoever mounts is to hear of it
         what = one_line(f"{type(error).__name__}: {error}")
         _give_up(channel, SecretFSError(f"the mount could not be prepared: {what}", hint="this is a bug: report it"))
@@ -93,7 +98,11 @@ def run(options: MountOptions, channel: socket.socket, unguarded: TracedError | 
         mount.serve(descriptors[0])
         return 0
     except Exception as error:  # noqa: BLE001 - nothing may leave here with bytes of a secret in a traceback
-        log.error("the daemon failed: %s", type(error).__name__)
+        log.error("the daemon failed: %s", reason_of(error))
+        if not mount.answers:
+            _give_up(
+                channel, MountError(f"the daemon failed before the mount was ready: {reason_of(error)}", hint=_REFUSED)
+            )
         return 1
     finally:
         mount.close()
@@ -107,6 +116,8 @@ class _Mount:
     """The memory and the facts of one mount."""
 
     def __init__(self, options: MountOptions, channel: socket.socket) -> None:
+        self.answers = False
+        """Whether whoever mounts was told that the mount is ready."""
         self._options = options
         self._channel = channel
         self._choice = registry.choose(options.backend)
@@ -193,6 +204,7 @@ class _Mount:
             _give_up(self._channel, error)
             return
         send(self._channel, ready={"backend": self._choice.backend.name, "warnings": self._warnings()})
+        self.answers = True
 
     def _require_no_residue(self) -> None:
         if not self._session.no_residue and self._choice.policy == "require":

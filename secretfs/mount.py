@@ -27,7 +27,7 @@ from secretfs.daemon import MountOptions
 from secretfs.errors import MountError, SecretFSError, TracedError
 from secretfs.mountpoint import open_mountpoint
 from secretfs.process import close_descriptors, harden, leave_terminal, log_to, notify_ready
-from secretfs.quoting import printable, quoted
+from secretfs.quoting import printable, quoted, reason_of
 from secretfs.session import ENDING
 
 __all__ = ["Failure", "mount_detached", "mount_foreground"]
@@ -98,7 +98,7 @@ def mount_detached(options: MountOptions) -> dict[str, Any]:
     try:
         with open(reader, encoding="utf-8") as lines:
             answer = lines.readline()
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or nobody would hear what becomes of it
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
@@ -113,24 +113,27 @@ def mount_detached(options: MountOptions) -> dict[str, Any]:
 
 def _detached(options: MountOptions, writer: int) -> None:
     """The parent process of a detached mount. Never returns."""
-    code = 1
+    code, awaited = 1, True
+
+    def report(message: dict[str, Any]) -> None:
+        nonlocal awaited
+        if awaited:
+            os.write(writer, json.dumps(message).encode() + b"\n")
+            os.close(writer)
+            awaited = False
+
     try:
         leave_terminal(writer)
         log_to(syslog=True)
-
-        def report(message: dict[str, Any]) -> None:
-            os.write(writer, json.dumps(message).encode() + b"\n")
-            os.close(writer)
-
-        try:
-            code = _Parent(options, report).live()
-        except SecretFSError as error:
-            report({"failed": {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}})
-            code = error.exit_code
-        except OSError as error:
-            report({"failed": {"message": f"mounting failed: {os.strerror(error.errno or 0).lower()}"}})
-    except BaseException as error:  # noqa: BLE001 - a forked child must not run its caller's handlers
-        log.error("the parent process failed: %s: %s", type(error).__name__, error)
+        code = _Parent(options, report).live()
+    except SecretFSError as error:
+        report({"failed": {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}})
+        code = error.exit_code
+    except Exception as error:  # noqa: BLE001 - a forked child must not run its caller's handlers
+        reason = reason_of(error)
+        if not awaited:
+            log.error("the parent process failed: %s", reason)
+        report({"failed": {"message": f"mounting failed: {reason}"}})
     finally:
         os._exit(code)
 
@@ -143,6 +146,7 @@ class _Parent:
         harden()
         self._options = options
         self._report = report
+        self._attached = False
         self._device = ""  # major:minor, once it is mounted
         self._unmounted = -1  # from here something can be read when it is not any more, and the number another's
         attach.require_fuse()
@@ -158,12 +162,13 @@ class _Parent:
         """Mount, serve, unmount."""
         try:
             self._start()
-        except BaseException:
-            self._detach()
-            os.kill(self._daemon, signal.SIGTERM)
+            self._wait()
+        except BaseException:  # also where it cannot wait: nobody would unmount when the daemon ends
+            self._take_back()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._daemon, signal.SIGTERM)
             self._reap()
             raise
-        self._wait()
         self._detach()
         code = self._reap()
         return code if not self._mounted() else 1
@@ -177,6 +182,7 @@ class _Parent:
             )  # fmt: skip
         finally:
             os.close(self._directory)
+        self._attached = True
         try:
             mount = mountinfo.find(self._path)
             self._device = mount.device if mount else ""
@@ -195,6 +201,8 @@ class _Parent:
             raise MountError("the daemon died before the mount was ready", hint=_DIED)
         if "failed" in message:
             raise Failure(**message["failed"])
+        if message.get("ended"):
+            raise MountError("the daemon failed before the mount was ready", hint=_DIED)
         if kind not in message:
             raise MountError("the mount was stopped by a signal before it was ready", hint="mount again")
         return message[kind]
@@ -238,7 +246,7 @@ class _Parent:
             self._unmounted = libc.watch_for_unmount(self._path)
             mount = mountinfo.find(self._path)
             if mount is None or mount.device != self._device:  # already
-                self._device = ""
+                self._device, self._attached = "", False
 
     def _mounted(self) -> mountinfo.Mount | None:
         """Our mount, wherever it was moved to."""
@@ -251,12 +259,24 @@ class _Parent:
     def _detach(self) -> None:
         """Take the mount out of the tree, lazily: whoever has a file open gets ENOTCONN when the daemon ends."""
         mount = self._mounted()
-        if mount is None:
-            return
+        if mount is not None:
+            self._take_out(mount.mountpoint)
+
+    def _take_back(self) -> None:
+        """Detach a mount that is given up; where the table does not show it, at the path where it was made."""
+        where = self._path if self._attached else None
+        if self._device:
+            with contextlib.suppress(OSError):
+                mount = self._mounted()
+                where = mount.mountpoint if mount else None
+        if where is not None:
+            self._take_out(where)
+
+    def _take_out(self, mountpoint: str) -> None:
         try:
-            attach.detach(mount.mountpoint, lazy=True)
+            attach.detach(mountpoint, lazy=True)
         except SecretFSError as error:
-            log.error("%s; secretfs umount %s clears it", error, quoted(mount.mountpoint))
+            log.error("%s; secretfs umount %s clears it", error, quoted(mountpoint))
 
     def _reap(self) -> int:
         """Close the channel, which ends a daemon that still waits for its descriptor, and return how it ended."""
