@@ -83,7 +83,7 @@ class Session:
         try:
             self._shim.verify()
         except ShimUnavailable as error:
-            self.shim = str(error)
+            self.shim = f"not in force: {error}"
             self.no_residue = False
 
     def loaded(self) -> AnyShim | None:

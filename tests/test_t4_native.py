@@ -80,7 +80,7 @@ def test_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert str(shim_state()).startswith("not built: apt-get install gcc ")
     (tmp_path / "shim.so").write_bytes(b"libfuse3.so.3")
     monkeypatch.setattr(native, "_libfuse_names", lambda path: ["libfuse3.so.3"])
-    assert str(shim_state()).startswith("cannot be loaded: ")
+    assert str(shim_state()).startswith("not loadable: ")
 
 
 def test_a_pyfuse3_that_waits_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:

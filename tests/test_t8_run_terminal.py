@@ -152,12 +152,13 @@ def test_a_shell_inside(terminal: Terminal) -> None:
 
 
 FOLLOWER = """
-import os, signal, sys
+import ctypes, os, signal, sys
 from secretfs_emulator.supervisor import follow
 number, stopped = int(sys.argv[1]), sys.argv[2] == "stopped"
 signal.pthread_sigmask(signal.SIG_BLOCK, follow.FOLLOWED)
 command = os.fork()
 if command == 0:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     signal.pthread_sigmask(signal.SIG_UNBLOCK, follow.FOLLOWED)
     while True:
         signal.pause()

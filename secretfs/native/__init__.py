@@ -64,7 +64,7 @@ class Shim:
         """What was opened for a reply that did not reach the kernel, or 0."""
         window = ctypes.c_void_p(window_address), ctypes.c_size_t(window_size)
         if self._library.secretfs_shim_prepare(*window, ctypes.c_long(spin * 1000)):
-            raise ShimUnavailable("libfuse lacks a function that it replaces")
+            raise ShimUnavailable("not usable: libfuse lacks a function that it replaces")
         ctypes.CDLL(SHIM, mode=ctypes.RTLD_GLOBAL)  # only now, when it can be called
 
     def fills_page_cache(self) -> bool:
@@ -109,7 +109,7 @@ def shim_state() -> bool | str:
     try:
         library = ctypes.CDLL(SHIM)
     except OSError as error:
-        return f"cannot be loaded: {error}"
+        return f"not loadable: {error}"
     return untried_libfuse(library) or True
 
 
