@@ -252,7 +252,7 @@ class _Parent:
         """Our mount, wherever it was moved to."""
         found = next((m for m in mountinfo.mounts() if self._device and m.device == self._device), None)
         if self._unmounted >= 0 and select.select([self._unmounted], [], [], 0)[0]:
-            self._device = ""
+            self._device, self._attached = "", False
             return None
         return found
 
