@@ -134,9 +134,11 @@ class FastFiles:
     def publish_attributes(self, node: Node) -> None:
         """Let the shim say what stat(2) says of a directory that has just changed."""
         times = node.atime, node.mtime, node.ctime
-        _ATTRIBUTES.pack_into(
-            self._attributes, 0, node.ino, node.size, *times, node.mode, node.nlink, node.uid, node.gid
-        )
+        owner = node.uid, node.gid
+        try:
+            _ATTRIBUTES.pack_into(self._attributes, 0, node.ino, node.size, *times, node.mode, node.nlink, *owner)
+        except struct.error:  # a time after the year 2262
+            self.revoke_attributes()
 
     def revoke_attributes(self) -> None:
         """Take them back, before a directory changes."""

@@ -6,9 +6,7 @@ nodes and counts go out, and what fails raises FileError with the errno of the s
 
 Rights: the kernel checks modes, owners and the sticky bit before a request gets here (mount option
 default_permissions). What a caller's identity still decides is here: the owner of what is created, set-group-ID
-directories, and `_decide_open`.
-
-Concurrency: one request at a time; nothing here awaits.
+directories, and `_decide_open`. One request at a time: nothing here awaits.
 
 A written byte: fuse.write -> Filesystem.write -> Content.write -> Block.write -> SecretArea.write -> the region's view.
 """
@@ -34,8 +32,7 @@ from secretfs.rules import AccessTimes, Caller, Changes, Statistics, check_repla
 
 __all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
 
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-LINK_MAX = 4095
+RENAME_NOREPLACE, RENAME_EXCHANGE, LINK_MAX = 1, 2, 4095
 
 
 class Filesystem:
@@ -73,15 +70,17 @@ class Filesystem:
         self._tree = Tree(self._space, max_files, root)
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next_handle = 1
+        self.known, self.end_lingering = self._tree.known, self._tree.end_lingering
+        """The node with a number, or None; wiping what renames have replaced, where it may linger (Tree)."""
         self.access_times = AccessTimes(flags)
+
+    def let_linger(self) -> None:
+        """From now on what renames replace may linger."""
+        self._tree.lets_linger = True
 
     def watch_names(self, watcher: NameWatcher) -> None:
         """Tell `watcher` of every name in every directory. To be called before there is one."""
         self._tree.watcher = watcher
-
-    def known(self, ino: int) -> Node | None:
-        """The node with that number, or None."""
-        return self._tree.known(ino)
 
     # Names
 
@@ -143,9 +142,7 @@ class Filesystem:
     def link(self, ino: int, parent: int, name: bytes) -> Node:
         """One more name for a file."""
         node = self._tree.get(ino)
-        directory, entry = self._tree.find(parent, name)
-        if entry is not None:
-            raise FileError(errno.EEXIST)
+        directory = self._free(parent, name)
         self._tree.link(node, directory, name, time.time_ns())
         return self.refer(node)
 
@@ -363,10 +360,13 @@ class Filesystem:
         return node.content is not None and node.nlink > 0
 
     def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Node:
+        return self._create_in(self._free(parent, name), name, mode, caller)
+
+    def _free(self, parent: int, name: bytes) -> Node:
         directory, entry = self._tree.find(parent, name)
         if entry is not None:
             raise FileError(errno.EEXIST)
-        return self._create_in(directory, name, mode, caller)
+        return directory
 
     def _create_in(self, directory: Node, name: bytes, mode: int, caller: Caller) -> Node:
         gid = caller.gid

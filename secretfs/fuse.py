@@ -56,13 +56,14 @@ def _errno_of(error: BaseException) -> int:
 
 
 def _request(
-    *, consumes: bool = False, changes: bool = False
+    *, consumes: bool = False, changes: bool = False, finds: bool = False
 ) -> Callable[[Callable[Concatenate[Operations, P], R]], Callable[Concatenate[Operations, P], Reply[R]]]:
     """Make a coroutine of a handler, whose errors become replies. It finds a tree that is up to date.
 
     Args:
         consumes: afterwards wipe the bytes that came with the request: names, targets, data.
         changes: a directory may change: first take back what the shim would say of one.
+        finds: it is a step on the way to an open file. Before anything else, what renames have replaced is wiped.
     """
 
     def decorate(handler: Callable[Concatenate[Operations, P], R]) -> Callable[Concatenate[Operations, P], Reply[R]]:
@@ -70,6 +71,8 @@ def _request(
         async def coroutine(self: Operations, *arguments: P.args, **named: P.kwargs) -> R:
             try:
                 self.catch_up()
+                if not finds:
+                    self._filesystem.end_lingering()
                 if changes and self._fast is not None:
                     self._fast.revoke_attributes()
                 return handler(self, *arguments, **named)
@@ -127,6 +130,7 @@ class Operations(pyfuse3.Operations):
         """
         super().__init__()
         self._filesystem = filesystem
+        filesystem.let_linger()
         self._window = window
         self._owner = owner
         self._cached = cached
@@ -146,7 +150,7 @@ class Operations(pyfuse3.Operations):
 
     # Names
 
-    @_request(consumes=True)
+    @_request(consumes=True, finds=True)
     def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         node = self._filesystem.lookup(parent, name)
         return _NOTHING if node is None else _entry(node)
@@ -194,7 +198,7 @@ class Operations(pyfuse3.Operations):
 
     # Attributes
 
-    @_request()
+    @_request(finds=True)
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return _entry(self._filesystem.getattr(inode))
 
@@ -259,7 +263,7 @@ class Operations(pyfuse3.Operations):
         handle, node = self._filesystem.create(parent, name, mode, flags & ~os.O_APPEND, ctx)
         return self._file_info(handle), self._added(parent, node)
 
-    @_request()
+    @_request(finds=True)
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         handle = self._filesystem.open(inode, flags & ~os.O_APPEND, ctx)
         self._publish(handle)
@@ -333,6 +337,11 @@ class Operations(pyfuse3.Operations):
                     self._filesystem.opened_freely(inode, handle, more & ~os.O_APPEND)
             except SecretFSError as error:  # nobody waits for an answer, and the request in hand is another one
                 log.error("a handle could not be opened or closed: %s", type(error).__name__)
+
+    def rest(self) -> None:
+        """Nobody waits: do what was left."""
+        self.catch_up()
+        self._filesystem.end_lingering()
 
     def _close_lost(self, handle: int) -> None:
         """The kernel does not know this handle, so it will never release it."""

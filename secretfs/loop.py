@@ -37,7 +37,7 @@ def install(fd: int, spin: int, shim: Shim | None, idle: Callable[[], None]) -> 
         fd: the descriptor of /dev/fuse; with a shim it does not block.
         spin: microseconds to poll after a request before sleeping.
         shim: polls by itself and says when it has done so in vain.
-        idle: called before sleeping, for what nobody waits for.
+        idle: called before sleeping and at every checkpoint, for what nobody waits for.
     """
     if not hasattr(pyfuse3, _WAIT):
         return False
@@ -93,6 +93,7 @@ def _waiter(comes: Callable[[], bool], fd: int, idle: Callable[[], None]) -> Any
         served += 1
         if served >= CHECKPOINT:
             served = 0
+            idle()
             await trio.lowlevel.checkpoint()
         if comes():
             return True

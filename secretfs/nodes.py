@@ -151,6 +151,9 @@ class Tree:
         self._nodes = {root.ino: root}
         self.files = 0
         """How many inodes there are besides the root, unlinked ones that are still open included."""
+        self.lets_linger = False
+        """Whether files that a rename replaces live on until end_lingering(): who has found one may open it yet."""
+        self._lingering: list[Node] = []
         self.watcher: NameWatcher | None = None
         """To be set before there is a name."""
 
@@ -251,6 +254,9 @@ class Tree:
     def replace(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:
         """Let `target` in `new` name what `entry` names, and take the old name away; what it named loses a link."""
         node, victim = entry.value, target.value
+        if self.lets_linger and not victim.is_dir():
+            victim.opens += 1
+            self._lingering.append(victim)
         target.value = node
         self._leave(old, entry)
         self._moved(node, old, new)
@@ -263,6 +269,13 @@ class Tree:
         node.changed(now)
         victim.changed(now)
         self.settle(victim)
+
+    def end_lingering(self) -> None:
+        """Wipe what renames have replaced, but for what is open."""
+        while self._lingering:
+            node = self._lingering.pop()
+            node.opens -= 1
+            self.settle(node)
 
     def exchange(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:
         """Swap what two names stand for."""

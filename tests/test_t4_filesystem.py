@@ -214,6 +214,26 @@ def test_file_lives_as_long_as_a_handle(fs) -> None:
     assert errno_of(fs.open, node.ino, 0, ME) == errno.ESTALE
 
 
+def test_replaced_files_linger(fs):
+    """What a rename replaces can be opened until end_lingering(), by who has found it before, and is wiped then."""
+    fs.let_linger()
+    old = put(fs, b"name", b"old")
+    fs.lookup(ROOT, b"name")
+    put(fs, b"new", b"fresh!")
+    fs.rename(ROOT, b"new", ROOT, b"name")
+    handle = fs.open(old, os.O_RDONLY, ME)
+    fs.end_lingering()
+    assert (read(fs, handle), fs.statistics().used) == (b"old", 128)
+    fs.release(handle)
+    assert (errno_of(fs.open, old, 0, ME), fs.statistics().used) == (errno.ESTALE, 64)
+    put(fs, b"newest", b"")
+    replaced = fs.lookup(ROOT, b"name")
+    fs.rename(ROOT, b"newest", ROOT, b"name")
+    assert fs.statistics().files == 2
+    fs.end_lingering()
+    assert (errno_of(fs.open, replaced.ino, 0, ME), fs.statistics().used, fs.statistics().files) == (errno.ESTALE, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("call", "expected"),
     [

@@ -149,7 +149,11 @@ def test_times(here: Path) -> None:
 
 
 def test_directory_times(here: Path) -> None:
-    """Each change of a directory moves its mtime and ctime, also of one from before 1970."""
+    """Each change of a directory moves its mtime and ctime, also of one from before 1970, or from the 24th century."""
+    os.utime(here, (1 << 34, 1 << 34))
+    (here / "early").touch()
+    assert here.stat().st_atime == 1 << 34
+    (here / "early").unlink()
     os.utime(here, ns=(-5_000_000_001, -4_000_000_001))
     assert here.stat().st_mtime_ns == -4_000_000_001
     seen = [here.stat().st_mtime_ns]

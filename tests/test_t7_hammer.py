@@ -14,6 +14,7 @@ import shutil
 import struct
 import threading
 import time
+import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -197,21 +198,21 @@ def hammer(top: Path, process: int, seconds: float, peer: Peer) -> None:
     workers = [Hammer(top, process, thread) for thread in range(THREADS)]
     peer.say()
     peer.hear()
-    end, failed = time.monotonic() + seconds, []
+    end = time.monotonic() + seconds
+    failed: list[str] = []
 
     def run(worker: Hammer) -> None:
         try:
             worker.run(end)
         except BaseException:
-            failed.append(worker.number)
-            raise
+            failed.append(f"{worker.number}: {traceback.format_exc()}")
 
     threads = [threading.Thread(target=run, args=(worker,)) for worker in workers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failed
+    assert not failed, "\n".join(failed)
     (top / f"account{process}").write_text(json.dumps([worker.done for worker in workers]), encoding="utf-8")
 
 

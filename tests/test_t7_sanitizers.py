@@ -22,7 +22,7 @@ MIB = 1 << 20
 MOUNTS = sorted(path for path in HERE.glob("test_t5_*.py") if "_secret" not in path.name)
 READS_THE_WHOLE_DAEMON = "areas_are_left_out or root_finds or residue or sequences or interrupted or fallback or sigbus"
 """Tests that read all of a daemon's memory, of which a sanitizer reserves terabytes; and of a signal that it takes."""
-ASKS_THE_SHIM = "quiet_without or cached_names or killed_reader or killed_writer or answered_in_c"
+ASKS_THE_SHIM = "quiet_without or cached_names or killed_reader or killed_writer or answered_in_c or opened_in_c"
 """Tests that say when the shim answers by itself, or that it is there."""
 
 
