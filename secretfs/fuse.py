@@ -130,7 +130,6 @@ class Operations(pyfuse3.Operations):
         """
         super().__init__()
         self._filesystem = filesystem
-        filesystem.let_linger()
         self._window = window
         self._owner = owner
         self._cached = cached
@@ -339,7 +338,8 @@ class Operations(pyfuse3.Operations):
                 log.error("a handle could not be opened or closed: %s", type(error).__name__)
 
     def rest(self) -> None:
-        """Nobody waits: do what was left."""
+        """Nobody waits: do what was left. From the first time on, which shows that there is one, files may linger."""
+        self._filesystem.let_linger()
         self.catch_up()
         self._filesystem.end_lingering()
 
