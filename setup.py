@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 NATIVE = os.environ.get("SECRETFS_NATIVE", "auto")
 STRICT = ["-O2", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow"]
 HARDENED = ["-Wl,-z,relro,-z,now", "-Wl,--no-as-needed"]
-SHIM = ("shim", "fast", "absent", "registers", "rewrite")
+SHIM = ("shim", "fast", "names", "registers", "rewrite")
 
 
 def pkg_config(option: str) -> list[str]:

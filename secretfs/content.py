@@ -14,25 +14,19 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from secretfs.errors import FileError, LimitError
 from secretfs.heap import SLOT, Block, Heap, slot_size
 from secretfs.interface import round_up
 from secretfs.pages import PAGE, PagePool, Run
+from secretfs.spare import Revocable, Spare
 
 __all__ = ["Content", "Space"]
 
 
 _NONE: Any = ()
 """No runs: most files have none, and two lists of their own would take as much memory as all else here."""
-
-
-class Revocable(Protocol):
-    """What reads and writes a file's bytes in place, until it is told not to."""
-
-    def revoke(self) -> None:
-        """Stop, before anything about the file changes."""
 
 
 class Space:
@@ -44,6 +38,7 @@ class Space:
         self.pages = pages
         self.limit = limit
         self.charged = 0
+        self.spare = Spare(heap)
 
     @property
     def left(self) -> int:
@@ -59,6 +54,8 @@ class Space:
         if size > self.left:
             raise FileError(errno.ENOSPC)
         self.charged += size
+        if self.spare.borrower is not None and self.left < self.spare.size:
+            self.spare.borrower.revoke()
 
     def allocate(self, size: int) -> Block:
         """A block from the heap; running out of lockable memory is ENOSPC for whoever writes a file."""
@@ -97,6 +94,7 @@ class Content:
         Raises:
             FileError: ENOSPC where not one byte could be taken; the file is as it was.
         """
+        unfit = self._borrows()  # else whoever has the spare slot would have answered
         self.revoke()
         if not data:
             return 0
@@ -104,6 +102,8 @@ class Content:
         if end <= offset:
             raise FileError(errno.ENOSPC)
         if end <= PAGE and not self._runs:
+            if unfit:
+                self._space.spare.size = slot_size(end)
             self._grow_head(end)
             assert self._head is not None
             self._head.write(offset, data[: end - offset])
@@ -153,7 +153,7 @@ class Content:
         last. They follow each other, up to the first hole.
         """
         if self._head is not None:
-            return [(self._head, 0, self._data_end)]
+            return [(self._head, 0, self._data_end or self._head.size)]
         found: list[tuple[Block, int, int]] = []
         expected = 0
         for start, run in zip(self._starts[:most], self._runs, strict=False):
@@ -165,10 +165,38 @@ class Content:
             expected = end
         return found
 
+    def borrow(self) -> list[tuple[Block, int, int]]:
+        """`pieces` of an empty file: the spare slot, or nothing. It is the file's own when something is written there,
+        and given back with revoke() before that.
+        """
+        if self.size or self._runs or self._head is not None or self._space.left < self._space.spare.size:
+            return []
+        self._head = self._space.spare.lend(self)
+        return [] if self._head is None else [(self._head, 0, self._head.size)]
+
+    def written_in_place(self, size: int) -> None:
+        """Whoever writes to `pieces` has done so, and the file has `size` bytes now."""
+        self.size = size
+        if size <= self._data_end:
+            return
+        assert self._head is not None  # it was the spare slot
+        self._space.spare.kept(size)
+        self._data_end = round_up(size, SLOT)
+        self._charge()
+        if self._data_end < self._head.size:
+            self.revoke()  # what lies beyond is not charged for
+            self._shrink_head(size)
+
     def revoke(self) -> None:
-        """Send away whoever uses these bytes in place."""
+        """Send away whoever uses these bytes in place, before anything about the file changes."""
         if self.published is not None:
             self.published.revoke()
+        if self._borrows():
+            self._space.spare.returned()
+            self._head = None
+
+    def _borrows(self) -> bool:
+        return self._space.spare.borrower is self
 
     def _memory_end(self) -> int:
         """The byte after the last one that has memory."""

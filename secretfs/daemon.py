@@ -176,14 +176,13 @@ class _Mount:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends or a signal comes."""
         from secretfs.fuse import STATUS, Operations
 
-        counts = self._session.name_counts()
-        if counts is not None:
-            self._filesystem.watch_names(counts)
+        fast = self._session.fast_files(direct_io=not self._options.cached)
+        if fast is not None:
+            self._filesystem.watch_names(fast.names)
         operations = Operations(
             self._filesystem, self._window, owner=os.geteuid(), cached=self._options.cached,
             status={STATUS: self.status, PID: lambda: str(os.getpid()).encode()},
-            ready=self._ready, shim=self._session.loaded(),
-            fast=self._session.fast_files(direct_io=not self._options.cached),
+            ready=self._ready, shim=self._session.loaded(), fast=fast,
         )  # fmt: skip
         for failure in confine():
             log.warning("%s", failure)

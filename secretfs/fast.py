@@ -14,15 +14,14 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
-from typing import Any
 
+from secretfs.nametable import NameTable
 from secretfs.nodes import Node
 from secretfs.xattrs import has_capabilities
 
-__all__ = ["FILES", "PIECES", "FastFiles", "NameCounts", "Published"]
+__all__ = ["FILES", "PIECES", "FastFiles", "Published"]
 
 FILES = 1024
-NAMES = 1 << 20
 PIECES = 16
 DEFERRED = 256
 
@@ -35,12 +34,10 @@ _ATTRIBUTES = struct.Struct("=QQ3q4I")
 _INO = struct.Struct("=Q")
 _SIZE_AND_TIME = struct.Struct("=Qq")  # after the inode number
 _DIRECT_IO = 1  # FOPEN_DIRECT_IO of linux/fuse.h
-OPEN, RELEASE, FORGET = 14, 18, 2
+OPEN, RELEASE, FORGET, UNLINK = 14, 18, 2, 10
 """Opcodes of linux/fuse.h."""
 FIRST_HANDLE = 1 << 62
 """Of those that the shim gives out; the file system's own count from 1."""
-FULL = 0xFF
-"""A count that is not trusted any more."""
 
 
 class Published:
@@ -79,6 +76,9 @@ class FastFiles:
         self._attributes = memory("secretfs_attributes", _ATTRIBUTES.size)
         self.news = ctypes.c_uint32.in_dll(library, "secretfs_news")
         """Not 0: there is something for collect() and deferred()."""
+        self.unlinked = ctypes.c_uint32.in_dll(library, "secretfs_unlinked")
+        """Not 0: there is something to be wiped among that."""
+        self.names = NameTable.of(library)
 
     def publish(self, node: Node, read_until: int, *, openable: bool) -> None:
         """Let the shim answer for `node`, which is open, as far as its first PIECES pieces reach.
@@ -91,14 +91,14 @@ class FastFiles:
         other = self._published.get(at)
         if content is None or (other is not None and other.node is not node and other.node.opens):
             return
-        pieces = content.pieces(PIECES)
+        pieces = content.pieces(PIECES) or content.borrow()
         if not pieces:
             return
-        if other is not None:
-            other.revoke()
+        if other is not None and other.node is not node and other.node.content is not None:
+            other.node.content.revoke()
         place = at + _FILE.size
         for block, start, end in pieces:
-            _PIECE.pack_into(self._entries, place, start, end, block.area.address + block.offset)
+            _PIECE.pack_into(self._entries, place, start, end, block.address)
             place += _PIECE.size
         writable = node.mode & 0o6000 == 0 and not has_capabilities(node)
         _FILE.pack_into(self._entries, at, node.ino, content.size, 0, read_until, writable, openable, len(pieces))
@@ -118,17 +118,18 @@ class FastFiles:
             _SIZE_AND_TIME.pack_into(self._entries, at + _INO.size, size, 0)
             node = get(ino) if ino else None
             if node is not None and node.content is not None:
-                node.content.size = size
+                node.content.written_in_place(size)
                 node.mtime = node.ctime = written
         self._written_count.value = 0
         self.news.value = self._deferred_count.value
 
     def deferred(self) -> list[tuple[int, int, int, int]]:
         """What was left to be done, oldest first, and now is the caller's: (OPEN, inode, new handle, flags),
-        (RELEASE, inode, handle, 0), or (FORGET, inode, 0, how many references the kernel drops).
+        (RELEASE, inode, handle, 0), (FORGET, inode, 0, how many references the kernel drops), or (UNLINK, inode of the
+        directory, a place in `names`, the time in nanoseconds).
         """
         count = self._deferred_count.value
-        self._deferred_count.value = self.news.value = 0
+        self._deferred_count.value = self.news.value = self.unlinked.value = 0
         return list(_DEFERRED.iter_unpack(self._deferred[: count * _DEFERRED.size]))
 
     def publish_attributes(self, node: Node) -> None:
@@ -143,40 +144,3 @@ class FastFiles:
     def revoke_attributes(self) -> None:
         """Take them back, before a directory changes."""
         _INO.pack_into(self._attributes, 0, 0)
-
-
-class NameCounts:
-    """How many names share each place in a table, so that the shim can say that a name is surely not there.
-
-    It holds counts and no names: which place is a name's, Python's hash says, whose key is new in every process.
-    """
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        """Count in `library`, which from now on answers. Where Python's hash cannot be called from C it never does."""
-        self._counts = memoryview((ctypes.c_uint8 * NAMES).in_dll(library, "secretfs_names")).cast("B")
-        call = _hash_of_bytes()
-        if call is not None:
-            ctypes.c_void_p.in_dll(library, "secretfs_hash_name").value = ctypes.cast(call, ctypes.c_void_p).value
-
-    def added(self, directory: int, name_hash: int) -> None:
-        """One more; a place that is full stays so."""
-        place = (name_hash + directory) % NAMES
-        if self._counts[place] < FULL:
-            self._counts[place] += 1
-
-    def removed(self, directory: int, name_hash: int) -> None:
-        """One less."""
-        place = (name_hash + directory) % NAMES
-        if self._counts[place] < FULL:
-            self._counts[place] -= 1
-
-
-def _hash_of_bytes() -> Any:
-    """The C function behind hash(bytes): Py_HashBuffer() since Python 3.14. None where there is none, or another."""
-    for name in ("Py_HashBuffer", "_Py_HashBytes"):
-        call = getattr(ctypes.pythonapi, name, None)
-        if call is not None:
-            call.restype, call.argtypes = ctypes.c_ssize_t, (ctypes.c_char_p, ctypes.c_ssize_t)
-            if all(call(probe, len(probe)) == hash(probe) for probe in (b"n", b"a name", b"n" * 255)):
-                return call
-    return None

@@ -148,10 +148,14 @@ class Filesystem:
 
     def unlink(self, parent: int, name: bytes) -> int:
         """Remove a name; with the last one and without a handle the data is wiped. Returns an inode, as `release`."""
-        directory, entry = self._existing(parent, name)
+        _, entry = self._existing(parent, name)
         if entry.value.is_dir():
             raise FileError(errno.EISDIR)
-        self._tree.unlink(directory, entry, time.time_ns())
+        return self.unlink_entry(parent, entry, time.time_ns())
+
+    def unlink_entry(self, parent: int, entry: NodeEntry, now: int) -> int:
+        """The same for an entry of `parent` that a NameWatcher knows, and is no directory, at time `now`."""
+        self._tree.unlink(self._tree.get(parent), entry, now)
         return entry.value.in_page_cache
 
     def rmdir(self, parent: int, name: bytes) -> None:

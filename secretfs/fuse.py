@@ -19,7 +19,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from secretfs.errors import FileError, LimitError, SecretFSError
-from secretfs.fast import FORGET, RELEASE, FastFiles
+from secretfs.fast import FORGET, RELEASE, UNLINK, FastFiles
 from secretfs.filesystem import Changes, Filesystem
 from secretfs.names import NAME_MAX
 from secretfs.native.fallback import AnyShim
@@ -137,6 +137,7 @@ class Operations(pyfuse3.Operations):
         self._ready = ready
         self._shim = shim
         self._fast = fast
+        self._used_handle = self._changed_directory = 0
         self.page_cached = InodeQueue()
         """Inodes whose pages are to be thrown out of the page cache."""
 
@@ -260,6 +261,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         handle, node = self._filesystem.create(parent, name, mode, flags & ~os.O_APPEND, ctx)
+        self._publish(handle)
         return self._file_info(handle), self._added(parent, node)
 
     @_request(finds=True)
@@ -312,14 +314,12 @@ class Operations(pyfuse3.Operations):
         return self._shim is None or not self._shim.leaves_atime()
 
     def _publish(self, handle: int) -> None:
-        """Let the shim answer further reads and writes of this file."""
-        if self._fast is not None:
-            node = self._filesystem.opened(handle).node
-            until = self._filesystem.access_times.fresh_until(node)
-            self._fast.publish(node, until, openable=self._filesystem.opens_freely(node))
+        """Let the shim answer further reads and writes of this file, as soon as there is a reply to this request."""
+        self._used_handle = handle
 
     def catch_up(self) -> None:
         """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
+        self._inform()
         if self._shim is not None and self._shim.lost_handle.value:
             self._close_lost(self._shim.lost_handle.value)
             self._shim.lost_handle.value = 0
@@ -332,10 +332,33 @@ class Operations(pyfuse3.Operations):
                     self._filesystem.forget([(inode, more)])
                 elif opcode == RELEASE:
                     self._release(handle)
+                elif opcode == UNLINK:
+                    entry = self._fast.names.taken(inode, handle)
+                    self.page_cached.put(self._filesystem.unlink_entry(inode, entry, more))
                 else:
                     self._filesystem.opened_freely(inode, handle, more & ~os.O_APPEND)
             except SecretFSError as error:  # nobody waits for an answer, and the request in hand is another one
                 log.error("a handle could not be opened or closed: %s", type(error).__name__)
+
+    def replied(self) -> None:
+        """The kernel has its reply: tell the shim what is new, and wipe what it has unlinked."""
+        self._inform()
+        if self._fast is not None and self._fast.unlinked.value:
+            self.rest()
+
+    def _inform(self) -> None:
+        """Tell the shim of the file and the directory that the last request was about."""
+        handle, directory = self._used_handle, self._changed_directory
+        if self._fast is None:
+            return
+        if handle:
+            self._used_handle = 0
+            node = self._filesystem.opened(handle).node
+            until = self._filesystem.access_times.fresh_until(node)
+            self._fast.publish(node, until, openable=self._filesystem.opens_freely(node))
+        if directory:
+            self._changed_directory = 0
+            self._fast.publish_attributes(self._filesystem.getattr(directory))
 
     def rest(self) -> None:
         """Nobody waits: do what was left. From the first time on, which shows that there is one, files may linger."""
@@ -359,8 +382,7 @@ class Operations(pyfuse3.Operations):
 
     def _directory_changed(self, inode: int) -> None:
         """Let the shim answer when the kernel asks what a directory looks like now."""
-        if self._fast is not None:
-            self._fast.publish_attributes(self._filesystem.getattr(inode))
+        self._changed_directory = inode
 
     def _file_info(self, handle: int) -> FileInfo:
         """Direct I/O: the data passes the page cache by, which is in the kernel's direct map."""

@@ -15,12 +15,12 @@ from secretfs.area import SecretArea
 from secretfs.errors import BoundsError
 from secretfs.interface import Backend
 
-__all__ = ["SLOT", "Block", "Heap", "slot_size"]
+__all__ = ["LARGEST", "SLOT", "Block", "Heap", "slot_size"]
 
 SLOT = 64
 """The smallest slot, in bytes."""
 LARGEST = 4096
-"""The largest slot; what is bigger goes into pages of its own (pages.py)."""
+"""The largest slot, in bytes; what is bigger goes into pages of its own (pages.py)."""
 SLAB = 64 * 1024
 """A slab's size; it doubles with every DOUBLING slabs of its class, up to LARGEST_SLAB."""
 LARGEST_SLAB = 1 << 20
@@ -51,6 +51,11 @@ class Block:
 
     def __repr__(self) -> str:
         return f"<Block {self.size} bytes>"
+
+    @property
+    def address(self) -> int:
+        """Where it lies, for C code that works on it in place."""
+        return (self.area.address if self.slab is None else self.slab.address) + self.offset
 
     def write(self, at: int, data: bytes | memoryview) -> None:
         """Copy `data` to `at` within the block."""
@@ -85,10 +90,11 @@ class Block:
 class _Slab:
     """One area cut into slots of one class."""
 
-    __slots__ = ("area", "free", "slot", "slots")
+    __slots__ = ("address", "area", "free", "slot", "slots")
 
     def __init__(self, area: SecretArea, slot: int) -> None:
         self.area = area
+        self.address = area.address  # it never moves, and to ask each time is slow
         self.slot = slot
         self.slots = area.size // slot
         self.free = array("I", range(self.slots - 1, -1, -1))  # popped from the end: low addresses first

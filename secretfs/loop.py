@@ -30,7 +30,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = 16 << 20
 
 
-def install(fd: int, spin: int, shim: Shim | None, idle: Callable[[], None]) -> bool:
+def install(fd: int, spin: int, shim: Shim | None, idle: Callable[[], None], replied: Callable[[], None]) -> bool:
     """Replace pyfuse3's wait on /dev/fuse (`fd`); False, and nothing changed, where pyfuse3 has no such function.
 
     Args:
@@ -38,10 +38,13 @@ def install(fd: int, spin: int, shim: Shim | None, idle: Callable[[], None]) -> 
         spin: microseconds to poll after a request before sleeping.
         shim: polls by itself and says when it has done so in vain.
         idle: called before sleeping and at every checkpoint, for what nobody waits for.
+        replied: called after each reply, for what is better done before the next request but need not keep a client
+            waiting: it is waking up meanwhile.
     """
     if not hasattr(pyfuse3, _WAIT):
         return False
-    setattr(pyfuse3, _WAIT, _waiter(_polling(fd, spin * 1000) if shim is None else _shim_polls(shim), fd, idle))
+    comes = _polling(fd, spin * 1000) if shim is None else _shim_polls(shim)
+    setattr(pyfuse3, _WAIT, _waiter(comes, fd, idle, replied))
     return True
 
 
@@ -84,12 +87,13 @@ def _shim_polls(shim: Shim) -> Callable[[], bool]:
     return comes
 
 
-def _waiter(comes: Callable[[], bool], fd: int, idle: Callable[[], None]) -> Any:
+def _waiter(comes: Callable[[], bool], fd: int, idle: Callable[[], None], replied: Callable[[], None]) -> Any:
     served = 0
 
     async def wait_fuse_readable() -> bool:
         """True if a request can be read, False if the session is over."""
         nonlocal served
+        replied()
         served += 1
         if served >= CHECKPOINT:
             served = 0

@@ -24,21 +24,27 @@ T = TypeVar("T")
 class Entry(Generic[T]):
     """A name and what it stands for. `live` turns False when it is removed, for those who still hold it."""
 
-    __slots__ = ("_block", "_length", "live", "name_hash", "value")
+    __slots__ = ("_block", "length", "live", "name_hash", "value")
 
     def __init__(self, block: Block, length: int, name_hash: int, value: T) -> None:
         self._block = block
-        self._length = length
+        self.length = length
+        """Bytes of the name."""
         self.name_hash = name_hash
         self.value = value
         self.live = True
 
     def __repr__(self) -> str:
-        return f"<Entry, name of {self._length} bytes>"
+        return f"<Entry, name of {self.length} bytes>"
+
+    @property
+    def address(self) -> int:
+        """Where the name lies, for C code that compares it."""
+        return self._block.address
 
     def name(self) -> Plaintext:
         """The name as bytes that wipe themselves: the FUSE library takes nothing else."""
-        return Plaintext.read(self._length, lambda buffer: self._block.read_into(0, buffer))
+        return Plaintext.read(self.length, lambda buffer: self._block.read_into(0, buffer))
 
 
 class Names(Generic[T]):
@@ -67,7 +73,7 @@ class Names(Generic[T]):
         if found is None:
             return None
         for entry in found if isinstance(found, list) else (found,):
-            if entry._length == len(name) and entry._block.equals(name):
+            if entry.length == len(name) and entry._block.equals(name):
                 return entry
         return None
 

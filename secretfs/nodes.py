@@ -126,13 +126,16 @@ class DirectoryHandle:
 
 
 class NameWatcher(Protocol):
-    """Is told of every name in every directory."""
+    """Is told of every name in every directory, by the directory's inode number."""
 
-    def added(self, directory: int, name_hash: int) -> None:
-        """The directory with that inode number has one more, with this hash (Entry.name_hash)."""
+    def added(self, directory: int, entry: NodeEntry) -> None:
+        """There is one more."""
 
-    def removed(self, directory: int, name_hash: int) -> None:
-        """It has lost one."""
+    def removed(self, directory: int, entry: NodeEntry) -> None:
+        """There is one less."""
+
+    def changed(self, directory: int, entry: NodeEntry) -> None:
+        """It leads to another node."""
 
 
 class Tree:
@@ -257,7 +260,7 @@ class Tree:
         if self.lets_linger and not victim.is_dir():
             victim.opens += 1
             self._lingering.append(victim)
-        target.value = node
+        self._point(new, target, node)
         self._leave(old, entry)
         self._moved(node, old, new)
         if victim.is_dir():
@@ -280,7 +283,8 @@ class Tree:
     def exchange(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:
         """Swap what two names stand for."""
         first, second = entry.value, target.value
-        entry.value, target.value = second, first
+        self._point(old, entry, second)
+        self._point(new, target, first)
         self._moved(first, old, new)
         self._moved(second, new, old)
         old.mtime = old.ctime = new.mtime = new.ctime = now
@@ -341,13 +345,18 @@ class Tree:
         assert directory.entries is not None
         entry = directory.entries.add(name, node)
         if self.watcher is not None:
-            self.watcher.added(directory.ino, entry.name_hash)
+            self.watcher.added(directory.ino, entry)
 
     def _leave(self, directory: Node, entry: NodeEntry) -> None:
         assert directory.entries is not None
         directory.entries.remove(entry)
         if self.watcher is not None:
-            self.watcher.removed(directory.ino, entry.name_hash)
+            self.watcher.removed(directory.ino, entry)
+
+    def _point(self, directory: Node, entry: NodeEntry, node: Node) -> None:
+        entry.value = node
+        if self.watcher is not None:
+            self.watcher.changed(directory.ino, entry)
 
     def _require_room(self, directory: Node) -> None:
         if directory.entries is None:

@@ -19,7 +19,7 @@ from secretfs.native.fallback import AnyShim, Fallback
 from secretfs.window import Window
 
 if TYPE_CHECKING:
-    from secretfs.fast import FastFiles, NameCounts
+    from secretfs.fast import FastFiles
     from secretfs.fuse import Operations
 
 __all__ = ["ENDING", "Session"]
@@ -96,12 +96,6 @@ class Session:
 
         return FastFiles(self._shim.library, direct_io=direct_io) if isinstance(self._shim, Shim) else None
 
-    def name_counts(self) -> NameCounts | None:
-        """By which the shim knows names that are not there."""
-        from secretfs.fast import NameCounts
-
-        return NameCounts(self._shim.library) if isinstance(self._shim, Shim) else None
-
     def serve(self, fd: int, operations: Operations, detach: Callable[[], None]) -> None:
         """Answer the kernel on /dev/fuse (`fd`) until the mount ends; after a signal call `detach`, then end."""
         from secretfs import loop
@@ -111,7 +105,7 @@ class Session:
         if self._shim is not None:
             os.set_blocking(fd, False)
         polling = self._shim if isinstance(self._shim, Shim) else None
-        if not loop.install(fd, self._spin, polling, operations.rest):
+        if not loop.install(fd, self._spin, polling, operations.rest, operations.replied):
             log.warning("this pyfuse3 waits in a way of its own; requests will be slower")
         try:
             self._trio.run(self._run, operations, detach)

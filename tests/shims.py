@@ -15,7 +15,7 @@ import secretfs
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parent / "secretfs" / "native"
-SOURCES = [NATIVE / name for name in ("shim.c", "fast.c", "absent.c", "registers.c", "rewrite.c")]
+SOURCES = [NATIVE / name for name in ("shim.c", "fast.c", "names.c", "registers.c", "rewrite.c")]
 LIBRARY = "libsecretfs-shim.so"
 WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 SANITIZE = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")

@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from treemodel import MAX_FILES, Entry, Fail, Inode, Model
 
 from secretfs.errors import FileError
-from secretfs.fast import NAMES, NameCounts
 from secretfs.filesystem import Filesystem
+from secretfs.nametable import _KNOWN, KNOWN, NAMES, NameTable
 from secretfs.nodes import ROOT
 
 SIZE = 160 * 1024
@@ -26,11 +26,11 @@ class Caller(NamedTuple):
 ME = Caller()
 
 
-class Counts(NameCounts):
-    """The shim's table of names, without the shim."""
+class Counts(NameTable):
+    """The shim's tables of names, without the shim."""
 
     def __init__(self) -> None:
-        self._counts = memoryview(bytearray(NAMES))
+        super().__init__(memoryview(bytearray(NAMES)), memoryview(bytearray(KNOWN * _KNOWN.size)))
 
     def total(self) -> int:
         table = bytes(self._counts)

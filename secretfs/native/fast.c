@@ -1,6 +1,7 @@
 /*
  * Requests answered without Python: reads and writes of open files, another open of one that was open before, the
- * attributes of the directory that changed last, and what nobody waits for (a handle closed, an inode forgotten).
+ * attributes of the directory that changed last, and what nobody waits for (a handle closed, an inode forgotten). What
+ * is about names is in names.c.
  *
  * Python decides everything: it publishes an entry for a file that it has opened and takes it back before it changes the
  * file's layout, size, mode or times. Here bytes are copied between the file's area and the kernel, and what has to be
@@ -27,6 +28,7 @@ API extern uint32_t secretfs_deferred_count;
 API extern uint32_t secretfs_written[SECRETFS_FILES];
 API extern uint32_t secretfs_written_count;
 API extern uint32_t secretfs_news;
+API extern uint32_t secretfs_unlinked;
 API extern uint32_t secretfs_open_flags;
 API extern uint64_t secretfs_next_handle;
 
@@ -37,6 +39,7 @@ uint32_t secretfs_deferred_count;
 uint32_t secretfs_written[SECRETFS_FILES]; /* numbers of entries with `written` set */
 uint32_t secretfs_written_count;
 uint32_t secretfs_news; /* how much there is for Python to look at */
+uint32_t secretfs_unlinked; /* whether there is a FUSE_UNLINK: data is to be wiped, and nothing may be opened yet */
 uint32_t secretfs_open_flags; /* FOPEN_DIRECT_IO, or 0 */
 uint64_t secretfs_next_handle = SECRETFS_FIRST_HANDLE;
 
@@ -111,16 +114,21 @@ static int answer_read(int fd, const struct fuse_in_header *head, const struct f
 	return 1;
 }
 
-static void note_written(struct secretfs_file *file)
+int64_t secretfs_now(void)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_REALTIME, &now);
+	return now.tv_sec * SECOND + now.tv_nsec;
+}
+
+static void note_written(struct secretfs_file *file)
+{
 	if (!file->written) {
 		secretfs_written[secretfs_written_count++] = (uint32_t)(file - secretfs_files);
 		secretfs_news++;
 	}
-	file->written = now.tv_sec * SECOND + now.tv_nsec;
+	file->written = secretfs_now();
 	file->read_until = 0; /* the next read sets the access time */
 }
 
@@ -170,8 +178,7 @@ static int answer_getattr(int fd, const struct fuse_in_header *head)
 	return 1;
 }
 
-/* Leave something to Python; 0 where there is no room, and Python has to do it now. */
-static int defer(const struct fuse_in_header *head, uint64_t handle, uint64_t more)
+int secretfs_defer(const struct fuse_in_header *head, uint64_t handle, uint64_t more)
 {
 	if (secretfs_deferred_count >= SECRETFS_DEFERRED)
 		return 0;
@@ -192,7 +199,7 @@ static int answer_open(int fd, const struct fuse_in_header *head, const struct f
 {
 	struct fuse_open_out out = {.fh = secretfs_next_handle, .open_flags = secretfs_open_flags};
 
-	if (!file->openable || in->flags & O_TRUNC || !defer(head, secretfs_next_handle, in->flags))
+	if (!file->openable || secretfs_unlinked || in->flags & O_TRUNC || !secretfs_defer(head, secretfs_next_handle, in->flags))
 		return 0;
 	secretfs_next_handle++;
 	if (secretfs_reply(fd, head->unique, &out, sizeof out))
@@ -218,7 +225,7 @@ static int answer_release(int fd, const struct fuse_in_header *head, const struc
 		return 0;
 	if (has_just_opened(in->fh))
 		forget_last();
-	else if (!defer(head, in->fh, 0))
+	else if (!secretfs_defer(head, in->fh, 0))
 		return 0;
 	secretfs_reply(fd, head->unique, NULL, 0);
 	return 1;
@@ -255,7 +262,9 @@ int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secret
 	case FUSE_WRITE:
 		return answer_for_file(fd, head, buf, window);
 	case FUSE_LOOKUP:
-		return secretfs_answer_absent(fd, head, buf);
+		return secretfs_answer_lookup(fd, head, buf);
+	case FUSE_UNLINK:
+		return secretfs_answer_unlink(fd, head, buf);
 	case FUSE_GETATTR:
 		return answer_getattr(fd, head);
 	case FUSE_RELEASE:
@@ -263,7 +272,7 @@ int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secret
 		return release && answer_release(fd, head, release);
 	case FUSE_FORGET: /* has no reply */
 		forget = BODY(buf, struct fuse_forget_in);
-		return forget && defer(head, 0, forget->nlookup);
+		return forget && secretfs_defer(head, 0, forget->nlookup);
 	default:
 		return 0;
 	}

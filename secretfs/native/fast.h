@@ -48,14 +48,29 @@ struct secretfs_attributes {
 #define SECRETFS_NAMES (1 << 20)
 #define SECRETFS_NAME_MAX 255
 
-/* What Python has to do or to know when it has time: FUSE_OPEN, FUSE_RELEASE, FUSE_FORGET. */
+/*
+ * Names that are surely there, and lead to what is no directory: each in the place that the low bits of its hash, plus
+ * its directory's inode number, say. Python takes one back before it is gone or leads to something else.
+ */
+struct secretfs_known_name {
+	uint64_t directory; /* its inode number; 0: an empty place */
+	uint64_t length;
+	const char *name; /* in a secret area */
+};
+#define SECRETFS_KNOWN_NAMES 1024
+#define SECRETFS_NAME_SIZE 20 /* by how much a name makes its directory larger, as on tmpfs */
+
+/* What Python has to do or to know when it has time: FUSE_OPEN, FUSE_RELEASE, FUSE_FORGET, FUSE_UNLINK. */
 struct secretfs_deferred {
 	uint64_t opcode;
-	uint64_t ino;
-	uint64_t handle; /* that was opened or closed */
-	uint64_t more;   /* flags of open(2), or how many references the kernel drops */
+	uint64_t ino;    /* of FUSE_UNLINK the directory's */
+	uint64_t handle; /* that was opened or closed; of FUSE_UNLINK the name's place */
+	uint64_t more;   /* flags of open(2), how many references the kernel drops, or nanoseconds since the epoch */
 };
 #define SECRETFS_FIRST_HANDLE (1ULL << 62) /* of those given out here; Python's own count from 1 */
+
+extern struct secretfs_attributes secretfs_attributes;
+extern uint32_t secretfs_unlinked;
 
 /* The window: locked memory that plaintext is copied to on its way to the kernel. */
 struct secretfs_window {
@@ -67,7 +82,16 @@ struct secretfs_window {
 int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secretfs_window *window);
 
 /* Answer a lookup if the name is surely not there: 1, or 0 where Python has to look. */
-int secretfs_answer_absent(int fd, const struct fuse_in_header *head, const struct fuse_buf *buf);
+int secretfs_answer_lookup(int fd, const struct fuse_in_header *head, const struct fuse_buf *buf);
+
+/* Answer an unlink if the name surely is there, and leave it to Python: 1, or 0 where Python has to do it now. */
+int secretfs_answer_unlink(int fd, const struct fuse_in_header *head, const struct fuse_buf *buf);
+
+/* Leave something to Python; 0 where there is no room, and Python has to do it now. */
+int secretfs_defer(const struct fuse_in_header *head, uint64_t handle, uint64_t more);
+
+/* Nanoseconds since the epoch. */
+int64_t secretfs_now(void);
 
 /* Send an answer. An error here (ENOENT; -1 is returned) means that the client was killed while it waited. */
 int secretfs_reply(int fd, uint64_t unique, void *data, size_t size);
