@@ -165,6 +165,11 @@ class Content:
             expected = end
         return found
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are, holes aside."""
+        return len(self._runs) or (self._head is not None)
+
     def borrow(self) -> list[tuple[Block, int, int]]:
         """`pieces` of an empty file: the spare slot, or nothing. It is the file's own when something is written there,
         and given back with revoke() before that.
@@ -177,9 +182,9 @@ class Content:
     def written_in_place(self, size: int) -> None:
         """Whoever writes to `pieces` has done so, and the file has `size` bytes now."""
         self.size = size
-        if size <= self._data_end:
+        if not self._borrows():
             return
-        assert self._head is not None  # it was the spare slot
+        assert self._head is not None
         self._space.spare.kept(size)
         self._data_end = round_up(size, SLOT)
         self._charge()

@@ -26,7 +26,7 @@ PIECES = 16
 DEFERRED = 256
 
 # The structures of fast.h, which has the meaning of each field.
-_FILE = struct.Struct("=QQqqQQQ")
+_FILE = struct.Struct("=QQqqQQQQQ")
 _PIECE = struct.Struct("=QQQ")
 _ENTRY = _FILE.size + PIECES * _PIECE.size
 _DEFERRED = struct.Struct("=4Q")
@@ -101,7 +101,9 @@ class FastFiles:
             _PIECE.pack_into(self._entries, place, start, end, block.address)
             place += _PIECE.size
         writable = node.mode & 0o6000 == 0 and not has_capabilities(node)
-        _FILE.pack_into(self._entries, at, node.ino, content.size, 0, read_until, writable, openable, len(pieces))
+        whole = node.nlink == 1 and node.xattrs is None and len(pieces) == content.blocks
+        uses = writable, openable, node.opens, whole
+        _FILE.pack_into(self._entries, at, node.ino, content.size, 0, read_until, *uses, len(pieces))
         content.published = self._published[at] = Published(self, at, node)
 
     def withdraw(self, at: int) -> None:

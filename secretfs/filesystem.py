@@ -25,7 +25,7 @@ from secretfs.content import Space
 from secretfs.errors import FileError
 from secretfs.heap import Heap
 from secretfs.interface import Backend
-from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, NameWatcher, Node, NodeEntry, Tree
+from secretfs.nodes import ROOT, DirectoryHandle, FileHandle, Node, NodeEntry, Tree
 from secretfs.pages import PagePool
 from secretfs.plaintext import Plaintext
 from secretfs.rules import AccessTimes, Caller, Changes, Statistics, check_replaceable, drop_privileges
@@ -70,17 +70,10 @@ class Filesystem:
         self._tree = Tree(self._space, max_files, root)
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next_handle = 1
-        self.known, self.end_lingering = self._tree.known, self._tree.end_lingering
-        """The node with a number, or None; wiping what renames have replaced, where it may linger (Tree)."""
+        self.known, self.watch_names = self._tree.known, self._tree.watch
+        self.let_linger, self.end_lingering = self._tree.let_linger, self._tree.end_lingering
+        """As the tree has them."""
         self.access_times = AccessTimes(flags)
-
-    def let_linger(self) -> None:
-        """From now on what renames replace may linger."""
-        self._tree.lets_linger = True
-
-    def watch_names(self, watcher: NameWatcher) -> None:
-        """Tell `watcher` of every name in every directory. To be called before there is one."""
-        self._tree.watcher = watcher
 
     # Names
 

@@ -11,16 +11,16 @@ import errno
 import functools
 import logging
 import os
-import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
-from secretfs.errors import FileError, LimitError, SecretFSError
-from secretfs.fast import FORGET, RELEASE, UNLINK, FastFiles
+from secretfs.errors import FileError
+from secretfs.fast import FastFiles
 from secretfs.filesystem import Changes, Filesystem
+from secretfs.followup import FollowUp, errno_of
 from secretfs.names import NAME_MAX
 from secretfs.native.fallback import AnyShim
 from secretfs.nodes import ROOT, Node
@@ -42,19 +42,6 @@ R = TypeVar("R")
 Reply: TypeAlias = Coroutine[Any, Any, R]
 
 
-def _errno_of(error: BaseException) -> int:
-    """The errno that a caller gets for `error`. What is not an error of ours is logged, without its message."""
-    if isinstance(error, LimitError):
-        return errno.ENOSPC  # what a full file system says, whichever limit it was
-    if isinstance(error, SecretFSError):
-        return error.errno
-    if isinstance(error, MemoryError):
-        return errno.ENOMEM
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    log.error("a request failed: %s at %s:%s", type(error).__name__, last.filename, last.lineno)
-    return errno.EIO
-
-
 def _request(
     *, consumes: bool = False, changes: bool = False, finds: bool = False
 ) -> Callable[[Callable[Concatenate[Operations, P], R]], Callable[Concatenate[Operations, P], Reply[R]]]:
@@ -70,14 +57,14 @@ def _request(
         @functools.wraps(handler)
         async def coroutine(self: Operations, *arguments: P.args, **named: P.kwargs) -> R:
             try:
-                self.catch_up()
+                self.follow_up.catch_up()
                 if not finds:
                     self._filesystem.end_lingering()
                 if changes and self._fast is not None:
                     self._fast.revoke_attributes()
                 return handler(self, *arguments, **named)
             except Exception as error:  # noqa: BLE001 - anything else would end the mount
-                code = _errno_of(error)
+                code = errno_of(error)
             finally:
                 if consumes:
                     for argument in arguments:
@@ -137,9 +124,9 @@ class Operations(pyfuse3.Operations):
         self._ready = ready
         self._shim = shim
         self._fast = fast
-        self._used_handle = self._changed_directory = 0
         self.page_cached = InodeQueue()
         """Inodes whose pages are to be thrown out of the page cache."""
+        self.follow_up = FollowUp(filesystem, self.page_cached, shim, fast)
 
     def init(self) -> None:
         """The kernel and libfuse have agreed on a protocol."""
@@ -156,7 +143,7 @@ class Operations(pyfuse3.Operations):
         return _NOTHING if node is None else _entry(node)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        self.catch_up()
+        self.follow_up.catch_up()
         self._filesystem.forget(inode_list)
 
     @_request(consumes=True, changes=True)
@@ -182,19 +169,19 @@ class Operations(pyfuse3.Operations):
     @_request(consumes=True, changes=True)
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
         self.page_cached.put(self._filesystem.unlink(parent, name))
-        self._directory_changed(parent)
+        self.follow_up.changes(parent)
 
     @_request(consumes=True, changes=True)
     def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
         self._filesystem.rmdir(parent, name)
-        self._directory_changed(parent)
+        self.follow_up.changes(parent)
 
     @_request(consumes=True, changes=True)
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: RequestContext
     ) -> None:
         self.page_cached.put(self._filesystem.rename(parent, name, new_parent, new_name, flags))
-        self._directory_changed(new_parent)
+        self.follow_up.changes(new_parent)
 
     # Attributes
 
@@ -261,13 +248,13 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         handle, node = self._filesystem.create(parent, name, mode, flags & ~os.O_APPEND, ctx)
-        self._publish(handle)
+        self.follow_up.uses(handle)
         return self._file_info(handle), self._added(parent, node)
 
     @_request(finds=True)
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         handle = self._filesystem.open(inode, flags & ~os.O_APPEND, ctx)
-        self._publish(handle)
+        self.follow_up.uses(handle)
         return self._file_info(handle)
 
     @_request()
@@ -276,7 +263,7 @@ class Operations(pyfuse3.Operations):
         length = self._filesystem.read_into(fh, off, window, touching=self._touches())
         if not self._cached and (self._shim is None or self._shim.fills_page_cache()):
             self._filesystem.opened(fh).note_page_cached()
-        self._publish(fh)
+        self.follow_up.uses(fh)
         return window[:length]
 
     @_request(consumes=True)
@@ -285,13 +272,13 @@ class Operations(pyfuse3.Operations):
         privileged = not self._cached and self._shim is not None and self._shim.keeps_privileges()
         taken = self._filesystem.write(fh, off, memoryview(buf), privileged=privileged)
         if file.in_use:  # most new files are written once and closed
-            self._publish(fh)
+            self.follow_up.uses(fh)
         file.in_use = True
         return taken
 
     @_request()
     def release(self, fh: int) -> None:
-        self._release(fh)
+        self.page_cached.put(self._filesystem.release(fh))
 
     @_request()
     def opendir(self, inode: int, ctx: RequestContext) -> int:
@@ -313,76 +300,9 @@ class Operations(pyfuse3.Operations):
         """Whether the read in hand may set the access time."""
         return self._shim is None or not self._shim.leaves_atime()
 
-    def _publish(self, handle: int) -> None:
-        """Let the shim answer further reads and writes of this file, as soon as there is a reply to this request."""
-        self._used_handle = handle
-
-    def catch_up(self) -> None:
-        """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
-        self._inform()
-        if self._shim is not None and self._shim.lost_handle.value:
-            self._close_lost(self._shim.lost_handle.value)
-            self._shim.lost_handle.value = 0
-        if self._fast is None or not self._fast.news.value:
-            return
-        self._fast.collect(self._filesystem.known)
-        for opcode, inode, handle, more in self._fast.deferred():
-            try:
-                if opcode == FORGET:
-                    self._filesystem.forget([(inode, more)])
-                elif opcode == RELEASE:
-                    self._release(handle)
-                elif opcode == UNLINK:
-                    entry = self._fast.names.taken(inode, handle)
-                    self.page_cached.put(self._filesystem.unlink_entry(inode, entry, more))
-                else:
-                    self._filesystem.opened_freely(inode, handle, more & ~os.O_APPEND)
-            except SecretFSError as error:  # nobody waits for an answer, and the request in hand is another one
-                log.error("a handle could not be opened or closed: %s", type(error).__name__)
-
-    def replied(self) -> None:
-        """The kernel has its reply: tell the shim what is new, and wipe what it has unlinked."""
-        self._inform()
-        if self._fast is not None and self._fast.unlinked.value:
-            self.rest()
-
-    def _inform(self) -> None:
-        """Tell the shim of the file and the directory that the last request was about."""
-        handle, directory = self._used_handle, self._changed_directory
-        if self._fast is None:
-            return
-        if handle:
-            self._used_handle = 0
-            node = self._filesystem.opened(handle).node
-            until = self._filesystem.access_times.fresh_until(node)
-            self._fast.publish(node, until, openable=self._filesystem.opens_freely(node))
-        if directory:
-            self._changed_directory = 0
-            self._fast.publish_attributes(self._filesystem.getattr(directory))
-
-    def rest(self) -> None:
-        """Nobody waits: do what was left. From the first time on, which shows that there is one, files may linger."""
-        self._filesystem.let_linger()
-        self.catch_up()
-        self._filesystem.end_lingering()
-
-    def _close_lost(self, handle: int) -> None:
-        """The kernel does not know this handle, so it will never release it."""
-        try:
-            self._filesystem.release(handle)
-        except FileError:
-            self._filesystem.releasedir(handle)
-
-    def _release(self, handle: int) -> None:
-        self.page_cached.put(self._filesystem.release(handle))
-
     def _added(self, parent: int, node: Node) -> EntryAttributes:
-        self._directory_changed(parent)
+        self.follow_up.changes(parent)
         return _entry(node)
-
-    def _directory_changed(self, inode: int) -> None:
-        """Let the shim answer when the kernel asks what a directory looks like now."""
-        self._changed_directory = inode
 
     def _file_info(self, handle: int) -> FileInfo:
         """Direct I/O: the data passes the page cache by, which is in the kernel's direct map."""

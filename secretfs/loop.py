@@ -14,7 +14,7 @@ import ctypes
 import select
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyfuse3
 import trio
@@ -30,21 +30,29 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = 16 << 20
 
 
-def install(fd: int, spin: int, shim: Shim | None, idle: Callable[[], None], replied: Callable[[], None]) -> bool:
+class Served(Protocol):
+    """Whose requests these are. Neither may raise."""
+
+    def replied(self) -> None:
+        """A reply has gone: do what the next request needs but no client should wait for. They are waking up now."""
+
+    def rest(self) -> None:
+        """Nobody waits: do all that was left. Before sleeping, and at every checkpoint."""
+
+
+def install(fd: int, spin: int, shim: Shim | None, served: Served) -> bool:
     """Replace pyfuse3's wait on /dev/fuse (`fd`); False, and nothing changed, where pyfuse3 has no such function.
 
     Args:
         fd: the descriptor of /dev/fuse; with a shim it does not block.
         spin: microseconds to poll after a request before sleeping.
         shim: polls by itself and says when it has done so in vain.
-        idle: called before sleeping and at every checkpoint, for what nobody waits for.
-        replied: called after each reply, for what is better done before the next request but need not keep a client
-            waiting: it is waking up meanwhile.
+        served: told when there is time.
     """
     if not hasattr(pyfuse3, _WAIT):
         return False
     comes = _polling(fd, spin * 1000) if shim is None else _shim_polls(shim)
-    setattr(pyfuse3, _WAIT, _waiter(comes, fd, idle, replied))
+    setattr(pyfuse3, _WAIT, _waiter(comes, fd, served))
     return True
 
 
@@ -87,22 +95,22 @@ def _shim_polls(shim: Shim) -> Callable[[], bool]:
     return comes
 
 
-def _waiter(comes: Callable[[], bool], fd: int, idle: Callable[[], None], replied: Callable[[], None]) -> Any:
-    served = 0
+def _waiter(comes: Callable[[], bool], fd: int, served: Served) -> Any:
+    count = 0
 
     async def wait_fuse_readable() -> bool:
         """True if a request can be read, False if the session is over."""
-        nonlocal served
-        replied()
-        served += 1
-        if served >= CHECKPOINT:
-            served = 0
-            idle()
+        nonlocal count
+        served.replied()
+        count += 1
+        if count >= CHECKPOINT:
+            count = 0
+            served.rest()
             await trio.lowlevel.checkpoint()
         if comes():
             return True
-        served = 0
-        idle()
+        count = 0
+        served.rest()
         try:
             await trio.lowlevel.wait_readable(fd)
         except trio.ClosedResourceError:

@@ -17,7 +17,7 @@ __all__ = ["KNOWN", "NAMES", "NameTable"]
 # The sizes and the structure of fast.h.
 NAMES = 1 << 20
 KNOWN = 1024
-_KNOWN = struct.Struct("=QQQ")
+_KNOWN = struct.Struct("=QQQQ")
 _DIRECTORY = struct.Struct("=Q")
 FULL = 0xFF
 """A count that is not trusted any more."""
@@ -49,21 +49,25 @@ class NameTable:
         place = entry.name_hash + directory
         if self._counts[place % NAMES] < FULL:
             self._counts[place % NAMES] += 1
-        if entry.value.entries is None:
-            place %= KNOWN
-            self._entries[place] = entry
-            _KNOWN.pack_into(self._known, place * _KNOWN.size, directory, entry.length, entry.address)
+        self.changed(directory, entry)
 
     def removed(self, directory: int, entry: NodeEntry) -> None:
         """There is one less."""
         place = entry.name_hash + directory
         if self._counts[place % NAMES] < FULL:
             self._counts[place % NAMES] -= 1
-        self.changed(directory, entry)
+        self._forget(place % KNOWN, entry)
 
     def changed(self, directory: int, entry: NodeEntry) -> None:
-        """It may lead to a directory now: the shim is to ask."""
+        """It leads to another node: only what is no directory can be unlinked."""
         place = (entry.name_hash + directory) % KNOWN
+        if entry.value.entries is None:
+            self._entries[place] = entry
+            _KNOWN.pack_into(self._known, place * _KNOWN.size, directory, entry.value.ino, entry.length, entry.address)
+        else:
+            self._forget(place, entry)
+
+    def _forget(self, place: int, entry: NodeEntry) -> None:
         if self._entries[place] is entry:
             self._entries[place] = None
             _DIRECTORY.pack_into(self._known, place * _KNOWN.size, 0)

@@ -154,16 +154,22 @@ class Tree:
         self._nodes = {root.ino: root}
         self.files = 0
         """How many inodes there are besides the root, unlinked ones that are still open included."""
-        self.lets_linger = False
-        """Whether files that a rename replaces live on until end_lingering(): who has found one may open it yet."""
+        self._lets_linger = False
         self._lingering: list[Node] = []
-        self.watcher: NameWatcher | None = None
-        """To be set before there is a name."""
+        self._watcher: NameWatcher | None = None
 
     @property
     def max_files(self) -> int:
         """How many inodes there may be besides the root."""
         return self._max_files
+
+    def watch(self, watcher: NameWatcher) -> None:
+        """Tell `watcher` of every name in every directory. To be called before there is one."""
+        self._watcher = watcher
+
+    def let_linger(self) -> None:
+        """From now on files that a rename replaces live on until end_lingering(): who has found one may open it yet."""
+        self._lets_linger = True
 
     def get(self, ino: int) -> Node:
         """The node with that number.
@@ -257,7 +263,7 @@ class Tree:
     def replace(self, old: Node, entry: NodeEntry, new: Node, target: NodeEntry, now: int) -> None:
         """Let `target` in `new` name what `entry` names, and take the old name away; what it named loses a link."""
         node, victim = entry.value, target.value
-        if self.lets_linger and not victim.is_dir():
+        if self._lets_linger and not victim.is_dir():
             victim.opens += 1
             self._lingering.append(victim)
         self._point(new, target, node)
@@ -344,19 +350,19 @@ class Tree:
     def _enter(self, directory: Node, name: bytes, node: Node) -> None:
         assert directory.entries is not None
         entry = directory.entries.add(name, node)
-        if self.watcher is not None:
-            self.watcher.added(directory.ino, entry)
+        if self._watcher is not None:
+            self._watcher.added(directory.ino, entry)
 
     def _leave(self, directory: Node, entry: NodeEntry) -> None:
         assert directory.entries is not None
         directory.entries.remove(entry)
-        if self.watcher is not None:
-            self.watcher.removed(directory.ino, entry)
+        if self._watcher is not None:
+            self._watcher.removed(directory.ino, entry)
 
     def _point(self, directory: Node, entry: NodeEntry, node: Node) -> None:
         entry.value = node
-        if self.watcher is not None:
-            self.watcher.changed(directory.ino, entry)
+        if self._watcher is not None:
+            self._watcher.changed(directory.ino, entry)
 
     def _require_room(self, directory: Node) -> None:
         if directory.entries is None:

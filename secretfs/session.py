@@ -105,7 +105,7 @@ class Session:
         if self._shim is not None:
             os.set_blocking(fd, False)
         polling = self._shim if isinstance(self._shim, Shim) else None
-        if not loop.install(fd, self._spin, polling, operations.rest, operations.replied):
+        if not loop.install(fd, self._spin, polling, operations.follow_up):
             log.warning("this pyfuse3 waits in a way of its own; requests will be slower")
         try:
             self._trio.run(self._run, operations, detach)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from secretfs.area import SecretArea
 from secretfs.content import Content, Space
 from secretfs.errors import FileError
-from secretfs.heap import Heap
+from secretfs.heap import Block, Heap
 from secretfs.interface import round_up
 from secretfs.pages import PAGE, PagePool
 from secretfs.testing import FakeBackend
@@ -60,6 +60,29 @@ def fill(content: Content, step: int) -> int:
             return written
 
 
+class InPlace:
+    """Who writes in place, as the shim does: to the pieces that there were when it was let in."""
+
+    def __init__(self, content: Content, pieces: list[tuple[Block, int, int]]) -> None:
+        self.content = content
+        self.pieces = pieces
+        content.published = self
+
+    def revoke(self) -> None:
+        self.content.published = None
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write as much of `data` as lies in the pieces, and tell; how much that was."""
+        end = min(offset + len(data), self.pieces[-1][2])
+        for block, start, stop in self.pieces:
+            first, last = max(offset, start), min(end, stop)
+            if first < last:
+                block.write(first - start, data[first - offset : last - offset])
+        if end > offset:
+            self.content.written_in_place(max(self.content.size, end))
+        return max(0, end - offset)
+
+
 class ContentMachine(RuleBasedStateMachine):
     """Files that share one space, against bytearrays."""
 
@@ -83,6 +106,26 @@ class ContentMachine(RuleBasedStateMachine):
         if taken:
             model.extend(bytes(max(0, offset + taken - len(model))))
             model[offset : offset + taken] = data[:taken]
+
+    @rule(file=st.integers(0, FILES - 1))
+    def let_in(self, file: int) -> None:
+        """From now on somebody writes to this file in place, also to an empty one if there is room for a slot."""
+        content = self.files[file]
+        pieces = content.pieces(2) or content.borrow()
+        if pieces:
+            InPlace(content, pieces)
+
+    @rule(file=st.integers(0, FILES - 1), offset=OFFSETS, length=LENGTHS)
+    def write_in_place(self, file: int, offset: int, length: int) -> None:
+        """They never have to ask for room."""
+        model, published = self.models[file], self.files[file].published
+        if isinstance(published, InPlace):
+            self.tag = self.tag % 255 + 1
+            data = bytes([self.tag]) * length
+            taken = published.write(offset, data)
+            if taken:
+                model.extend(bytes(max(0, offset + taken - len(model))))
+                model[offset : offset + taken] = data[:taken]
 
     def scarce(self, length: int) -> bool:
         """Whether running out is plausible: the limit is nearly reached, or memory was made short."""
@@ -112,6 +155,7 @@ class ContentMachine(RuleBasedStateMachine):
     def quota(self, left: int | None) -> None:
         """The limit on file data closes in, or goes."""
         self.space.limit = 1 << 40 if left is None else self.space.charged + left
+        self.space.charge(0)
 
     @rule(left=st.one_of(st.none(), st.integers(0, 300)))
     def memory(self, left: int | None) -> None:
@@ -132,10 +176,24 @@ class ContentMachine(RuleBasedStateMachine):
         assert self.space.charged == sum(content._charged for content in self.files)
         assert self.space.pages.used == sum(run.size for content in self.files for run in content._runs)
         heads = [content._head for content in self.files if content._head is not None]
-        assert self.space.heap.used == sum(head.size for head in heads)
+        assert self.space.heap.used == sum(head.size for head in heads) + self.idle()
         for content in self.files:
             assert content._head is None or not content._runs
             assert content._data_end <= content._memory_end()
+
+    def idle(self) -> int:
+        """Bytes of the spare slot while nobody has it."""
+        spare = self.space.spare
+        return spare._block.size if spare._block is not None and spare.borrower is None else 0
+
+    @invariant()
+    def spare_slot_is_an_empty_files(self) -> None:
+        """At most one file has it, with nothing in it, nothing charged, and room for the charge."""
+        having = [content for content in self.files if content._head is not None and content._data_end == 0]
+        assert having == [content for content in self.files if content is self.space.spare.borrower]
+        for content in having:
+            assert (content.size, content.allocated, content.published is None) == (0, 0, False)
+            assert self.space.left >= self.space.spare.size == content._head.size
 
     @invariant()
     def slack_is_zero(self) -> None:
@@ -152,7 +210,7 @@ class ContentMachine(RuleBasedStateMachine):
         """Cleared files leave nothing."""
         for content in self.files:
             content.clear()
-        assert (self.space.charged, self.space.heap.used, self.space.pages.used) == (0, 0, 0)
+        assert (self.space.charged, self.space.heap.used, self.space.pages.used) == (0, self.idle(), 0)
         self.space.heap.close()
         self.space.pages.close()
         assert not isinstance(self.backend, FakeBackend) or self.backend.used == 0
@@ -162,7 +220,7 @@ class ContentMachine(RuleBasedStateMachine):
 def test_contents_against_a_model() -> None:
     """Whatever is written, cut and read, also when space or memory end, files are as bytearrays would be."""
     run_state_machine_as_test(
-        lambda: ContentMachine(FakeBackend()), settings=settings(max_examples=80, stateful_step_count=30)
+        lambda: ContentMachine(FakeBackend()), settings=settings(max_examples=200, stateful_step_count=30)
     )
 
 

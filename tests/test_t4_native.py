@@ -88,8 +88,14 @@ def test_a_pyfuse3_that_waits_in_another_way(monkeypatch: pytest.MonkeyPatch) ->
     pyfuse3 = pytest.importorskip("pyfuse3")
     from secretfs import loop
 
+    class Served:
+        def replied(self) -> None:
+            raise AssertionError
+
+        rest = replied
+
     monkeypatch.delattr(pyfuse3, "_wait_fuse_readable")
-    assert loop.install(0, 0, None, lambda: None) is False
+    assert loop.install(0, 0, None, Served()) is False
     assert not hasattr(pyfuse3, "_wait_fuse_readable")
 
 

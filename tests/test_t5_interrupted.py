@@ -157,11 +157,15 @@ import os, sys
 path, how, offset = sys.argv[1], sys.argv[2], int(sys.argv[3])
 fd = os.open(path, os.O_RDWR)
 size = os.fstat(fd).st_size
-data = sys.stdin.buffer.read(200000)
+data = sys.stdin.buffer.read(int(sys.argv[4]))
+if how == "unlink":
+    os.close(fd)
 print("ready", flush=True)
 sys.stdin.buffer.read(1)
 if how == "read":
     os.pread(fd, size, offset)
+elif how == "unlink":
+    os.unlink(path)
 else:
     os.pwrite(fd, data, offset)
 """
@@ -170,8 +174,8 @@ else:
 class Client:
     """A program that makes one request for a file when it is told to."""
 
-    def __init__(self, path: Path, how: str, data: bytes = bytes(200_000), offset: int = 0) -> None:
-        command = [sys.executable, "-I", "-c", CLIENT, os.fspath(path), how, str(offset)]
+    def __init__(self, path: Path, how: str, data: bytes = b"", offset: int = 0) -> None:
+        command = [sys.executable, "-I", "-c", CLIENT, os.fspath(path), how, str(offset), str(len(data))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self.pidfd = os.pidfd_open(self._process.pid)
         self._process.stdin.write(data)
@@ -227,6 +231,42 @@ def test_killed_writer(mount: Watched, here: Path, answered_by: str) -> None:
             assert copies(mount, secret).get("ordinary", 0) == (answered_by == "shim")  # in the receive buffer
             client.kill()
     mount.expect_only(secret, before[:offset])
+
+
+def test_first_write_of_a_killed_client(mount: Watched, here: Path) -> None:
+    """The first write to a new file may be answered by the shim, in memory that was lent to the file."""
+    secret = mount.needles.secret(4096)
+    (here / "f").write_bytes(bytes(4096))  # so many are lent from now on
+    with opened(here / "new", os.O_RDWR | os.O_CREAT), Client(here / "new", "write", secret) as client:
+        mount.settle()
+        with Stopped(mount.daemon) as daemon:
+            client.go()
+            daemon.run_to_call(WRITEV)
+            assert mount.written_by_the_shim() == 1
+            client.kill()
+    mount.expect_only(secret)
+    assert (here / "new").read_bytes() == secret
+
+
+@pytest.mark.parametrize("size", [100, 20_000])
+def test_unlinked_by_a_killed_client(mount: Watched, here: Path, size: int) -> None:
+    """The shim unlinks files that it knows. When it answers, name and data are wiped already."""
+    secret, name = mount.needles.secret(size), mount.needles.secret(200, "name")
+    path = here / os.fsdecode(name)
+    path.write_bytes(secret)
+    assert path.read_bytes() == secret
+    with Client(path, "unlink") as client:
+        mount.expect_only(secret, name)
+        os.stat(here)  # so that the kernel does not ask what the directory looks like
+        with Stopped(mount.daemon) as daemon:
+            client.go()
+            daemon.run_to_call(WRITEV)
+            assert mount.unlinked_by_the_shim()
+            assert not any(copies(mount, secret).values())
+            assert sum(copies(mount, name).values()) == 1, "the request itself"
+            client.kill()
+    mount.expect_nothing()
+    assert os.listdir(here) == []
 
 
 def copies(mount: Watched, secret: bytes) -> dict[str, int]:

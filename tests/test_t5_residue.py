@@ -168,21 +168,47 @@ def test_answered_in_c(mount: Watched, here: Path) -> None:
 
     (That it really does what its table says is seen in test_t5_interrupted.py.)
     """
-    secrets = [mount.needles.secret(4096, f"write {n}") for n in range(3)]
-    with opened(here / "f", os.O_RDWR | os.O_CREAT) as fd:
-        for secret in secrets[:2]:
-            assert mount.answered_by_shim(here / "f", 4096) == ""
+    larger = [mount.needles.secret(5000, f"larger {n}") for n in range(2)]
+    with opened(here / "larger", os.O_RDWR | os.O_CREAT) as fd:
+        for secret in larger:
+            assert mount.answered_by_shim(here / "larger", 5000) == ""
             os.pwrite(fd, secret, 0)
             mount.expect_only(secret)
-        assert mount.answered_by_shim(here / "f", 4096) == "write"
-        os.pwrite(fd, secrets[2], 0)
-        mount.expect_only(secrets[2])
+        assert mount.answered_by_shim(here / "larger", 5000) == "write"
+        os.ftruncate(fd, 0)
+    secrets = [mount.needles.secret(4096, f"write {n}") for n in range(3)]
+    put(here / "size", bytes(4096))  # so many are lent to a new file from now on
+    with opened(here / "f", os.O_RDWR | os.O_CREAT) as fd:
+        for secret in secrets:
+            assert mount.answered_by_shim(here / "f", 4096) == "write"
+            os.pwrite(fd, secret, 0)
+            mount.expect_only(secret)
         for answered in ("write", "read write"):
             assert mount.answered_by_shim(here / "f", 4096) == answered
             assert os.pread(fd, 4096, 0) == secrets[2]
             mount.expect_only(secrets[2])
         os.ftruncate(fd, 0)
     mount.expect_nothing()
+
+
+@direct
+def test_small_files(mount: Watched, here: Path) -> None:
+    """Files that are written once and removed, of changing sizes: the shim has them in a slot that may be too large, or
+    too small, and is given to another file.
+    """
+    for size in (4096, 16, 64, 65, 4096, 100, 2048, 1000, 5000, 30):
+        secrets = [mount.needles.secret(size, f"{size} bytes, {n}") for n in range(2)]
+        with (
+            opened(here / "a", os.O_WRONLY | os.O_CREAT) as first,
+            opened(here / "b", os.O_WRONLY | os.O_CREAT) as second,
+        ):
+            os.write(first, secrets[0])
+            os.write(second, secrets[1])
+        mount.expect_only(*secrets)
+        (here / "a").unlink()
+        mount.expect_only(secrets[1])
+        (here / "b").unlink()
+        mount.expect_nothing()
 
 
 @direct

@@ -138,7 +138,7 @@ def test_the_parent_has_no_fuse_device(mount: Mounted) -> None:
 
 
 def test_data_is_locked(mount: Mounted) -> None:
-    """As much memory as a file has bytes becomes locked when it is written, and is given back when it is removed."""
+    """As much memory as a file has bytes becomes locked when it is written, and is given back when it was removed."""
 
     def locked() -> int:
         return int(proc_status(mount.daemon)["VmLck"].split()[0]) << 10
@@ -148,6 +148,7 @@ def test_data_is_locked(mount: Mounted) -> None:
     assert locked() - before >= 2 * MIB + MIB // 2
     assert proc_status(mount.daemon)["VmSwap"] == "0 kB"
     (mount.path / "f").unlink()
+    os.statvfs(mount.path)  # the shim may have wiped the file, and then the rest is done before the next request
     assert locked() - before <= MIB
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import stat
+from collections import Counter
 from typing import NamedTuple
 
 from hypothesis.stateful import RuleBasedStateMachine, invariant
@@ -36,6 +38,11 @@ class Counts(NameTable):
         table = bytes(self._counts)
         return sum(count * table.count(count) for count in range(1, MAX_FILES + 2))
 
+    def known(self) -> list[tuple[int, bytes]]:
+        """Directory and name of each that is surely there and no directory."""
+        found = _KNOWN.iter_unpack(self._known)
+        return [(directory, ctypes.string_at(address, length)) for directory, _, length, address in found if directory]
+
     def says_absent(self, directory: int, name: bytes) -> bool:
         return self._counts[(hash(name) + directory) % NAMES] == 0
 
@@ -55,6 +62,7 @@ class Comparison(RuleBasedStateMachine):
         self.directories: dict[int, tuple[Inode, list[tuple[bytes, Entry]] | None]] = {}
         self.known = [ROOT]  # inode numbers that were ever seen
         self.tag = 0
+        self.shared: set[int] = set()  # places that two names have had
 
     def ask(self, operation):
         """The one answer of all file systems: a value, or Fail with the errno."""
@@ -140,6 +148,17 @@ class Comparison(RuleBasedStateMachine):
         names = [(node.ino, name) for node in alive for name in node.children]
         assert not any(self.counts.says_absent(directory, name) for directory, name in names)
         assert self.counts.total() == len(names)
+
+    @invariant()
+    def known_names_are_there(self) -> None:
+        """Each leads to what is no directory; and whatever does is known, but where two share a place."""
+        alive = [node for node in self.model.nodes.values() if node.kind == "d" and not node.gone]
+        names = {(node.ino, name) for node in alive for name, entry in node.children.items() if entry.node.kind != "d"}
+        known = set(self.counts.known())
+        assert known <= names
+        places = Counter((hash(name) + directory) % KNOWN for directory, name in names)
+        self.shared |= {place for place, count in places.items() if count > 1}
+        assert all((hash(name) + directory) % KNOWN in self.shared for directory, name in names - known)
 
     @invariant()
     def accounts_are_equal(self) -> None:

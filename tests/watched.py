@@ -89,17 +89,22 @@ class Watched(Mounted):
         """Which requests for the first `size` bytes of an open file the shim answers: "", "write" or "read write"."""
         ino = os.stat(path).st_ino
         entry = self.shim_variable("secretfs_files", ino % fast.FILES * fast._ENTRY, fast._ENTRY)
-        found, _, _, read_until, writable, _, pieces = fast._FILE.unpack_from(entry)
+        found, _, _, read_until, writable, _, _, _, pieces = fast._FILE.unpack_from(entry)
         if found != ino or not writable or not pieces:
             return ""
         start, end, _ = fast._PIECE.unpack_from(entry, fast._FILE.size)
         assert start == 0
-        assert end >= size
+        if end < size:
+            return ""
         return "read write" if read_until > time.time() else "write"
 
     def written_by_the_shim(self) -> int:
         """How many files the shim has written to since Python answered a request."""
         return int.from_bytes(self.shim_variable("secretfs_written_count", 0, 4), sys.byteorder)
+
+    def unlinked_by_the_shim(self) -> bool:
+        """Whether it has unlinked something since Python answered a request."""
+        return any(self.shim_variable("secretfs_unlinked", 0, 4))
 
     def opened_by_the_shim(self) -> int:
         """How many opens it has answered so far."""

@@ -39,7 +39,7 @@ uint32_t secretfs_deferred_count;
 uint32_t secretfs_written[SECRETFS_FILES]; /* numbers of entries with `written` set */
 uint32_t secretfs_written_count;
 uint32_t secretfs_news; /* how much there is for Python to look at */
-uint32_t secretfs_unlinked; /* whether there is a FUSE_UNLINK: data is to be wiped, and nothing may be opened yet */
+uint32_t secretfs_unlinked; /* whether there is a FUSE_UNLINK: nothing may be opened until Python has looked */
 uint32_t secretfs_open_flags; /* FOPEN_DIRECT_IO, or 0 */
 uint64_t secretfs_next_handle = SECRETFS_FIRST_HANDLE;
 
@@ -90,6 +90,19 @@ static void copy(const struct secretfs_file *file, uint64_t offset, uint64_t end
 		}
 		offset += length;
 	}
+}
+
+struct secretfs_file *secretfs_mortal_file(uint64_t ino)
+{
+	struct secretfs_file *const file = &secretfs_files[ino % SECRETFS_FILES];
+
+	return file->ino == ino && file->whole && !file->opens ? file : NULL;
+}
+
+void secretfs_wipe_file(const struct secretfs_file *file)
+{
+	for (uint64_t i = 0; i < file->count; i++)
+		explicit_bzero(file->pieces[i].memory, file->pieces[i].end - file->pieces[i].start);
 }
 
 static int answer_read(int fd, const struct fuse_in_header *head, const struct fuse_read_in *in,
@@ -195,7 +208,7 @@ static void forget_last(void)
 }
 
 static int answer_open(int fd, const struct fuse_in_header *head, const struct fuse_open_in *in,
-		       const struct secretfs_file *file)
+		       struct secretfs_file *file)
 {
 	struct fuse_open_out out = {.fh = secretfs_next_handle, .open_flags = secretfs_open_flags};
 
@@ -204,6 +217,8 @@ static int answer_open(int fd, const struct fuse_in_header *head, const struct f
 	secretfs_next_handle++;
 	if (secretfs_reply(fd, head->unique, &out, sizeof out))
 		forget_last(); /* nobody has it */
+	else
+		file->opens++;
 	return 1;
 }
 
@@ -221,12 +236,16 @@ static int has_just_opened(uint64_t handle)
 /* What Python has not heard of yet it need not hear of. */
 static int answer_release(int fd, const struct fuse_in_header *head, const struct fuse_release_in *in)
 {
+	struct secretfs_file *const file = &secretfs_files[head->nodeid % SECRETFS_FILES];
+
 	if (!in->fh)
 		return 0;
 	if (has_just_opened(in->fh))
 		forget_last();
 	else if (!secretfs_defer(head, in->fh, 0))
 		return 0;
+	if (file->ino == head->nodeid && file->opens)
+		file->opens--;
 	secretfs_reply(fd, head->unique, NULL, 0);
 	return 1;
 }

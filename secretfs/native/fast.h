@@ -29,6 +29,8 @@ struct secretfs_file {
 	int64_t read_until; /* seconds since the epoch until when a read leaves the access time alone */
 	uint64_t writable;  /* 0: writes go to Python (set-user-ID bits to be taken away) */
 	uint64_t openable;  /* 0: to open it one has to ask Python */
+	uint64_t opens;     /* how many handles there are */
+	uint64_t whole;     /* the pieces are all that there is of it, and it has one name */
 	uint64_t count;     /* of the pieces in use, which follow each other */
 	struct secretfs_piece pieces[SECRETFS_PIECES];
 };
@@ -54,8 +56,9 @@ struct secretfs_attributes {
  */
 struct secretfs_known_name {
 	uint64_t directory; /* its inode number; 0: an empty place */
+	uint64_t ino;       /* of what the name leads to */
 	uint64_t length;
-	const char *name; /* in a secret area */
+	char *name; /* in a secret area */
 };
 #define SECRETFS_KNOWN_NAMES 1024
 #define SECRETFS_NAME_SIZE 20 /* by how much a name makes its directory larger, as on tmpfs */
@@ -84,8 +87,17 @@ int secretfs_fast_answer(int fd, const struct fuse_buf *buf, const struct secret
 /* Answer a lookup if the name is surely not there: 1, or 0 where Python has to look. */
 int secretfs_answer_lookup(int fd, const struct fuse_in_header *head, const struct fuse_buf *buf);
 
-/* Answer an unlink if the name surely is there, and leave it to Python: 1, or 0 where Python has to do it now. */
+/*
+ * Answer an unlink if the name surely is there and a file goes with it that nobody has open: 1, or 0 where Python has to
+ * do it. Name and data are wiped, then it is answered; the rest is left to Python.
+ */
 int secretfs_answer_unlink(int fd, const struct fuse_in_header *head, const struct fuse_buf *buf);
+
+/* The file with that number, if all that there is of it goes with its name: in the table, whole, not open. Or NULL. */
+struct secretfs_file *secretfs_mortal_file(uint64_t ino);
+
+/* Wipe what a file holds. */
+void secretfs_wipe_file(const struct secretfs_file *file);
 
 /* Leave something to Python; 0 where there is no room, and Python has to do it now. */
 int secretfs_defer(const struct fuse_in_header *head, uint64_t handle, uint64_t more);

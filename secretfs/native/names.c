@@ -55,6 +55,7 @@ int secretfs_answer_unlink(int fd, const struct fuse_in_header *head, const stru
 {
 	struct secretfs_attributes *const directory = &secretfs_attributes;
 	struct secretfs_known_name *known;
+	const struct secretfs_file *file;
 	size_t length;
 	const char *const name = name_in(head, buf, &length);
 	uint64_t place;
@@ -66,10 +67,13 @@ int secretfs_answer_unlink(int fd, const struct fuse_in_header *head, const stru
 	known = &secretfs_known_names[place % SECRETFS_KNOWN_NAMES];
 	if (known->directory != head->nodeid || known->length != length || memcmp(known->name, name, length))
 		return 0;
+	file = secretfs_mortal_file(known->ino);
 	now = secretfs_now();
-	if (!secretfs_defer(head, place % SECRETFS_KNOWN_NAMES, (uint64_t)now))
+	if (!file || !secretfs_defer(head, place % SECRETFS_KNOWN_NAMES, (uint64_t)now))
 		return 0;
 	secretfs_unlinked = 1;
+	secretfs_wipe_file(file);
+	explicit_bzero(known->name, length);
 	known->directory = 0;
 	if (secretfs_names[place % SECRETFS_NAMES] < FULL)
 		secretfs_names[place % SECRETFS_NAMES]--;

@@ -1,0 +1,146 @@
+"""What follows a request once it is answered, and what the shim has left to be done (secretfs/native/fast.c).
+
+A client that has its answer takes some ten microseconds to wake up: what its next request needs is prepared then. What
+nobody waits for at all is done before the next request that Python answers, or when the daemon comes to rest.
+
+It is also where an error becomes an errno, and where one that nobody waits for ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import traceback
+from collections.abc import Callable
+
+from secretfs.errors import FileError, LimitError, SecretFSError
+from secretfs.fast import FORGET, RELEASE, UNLINK, FastFiles
+from secretfs.filesystem import Filesystem
+from secretfs.native.fallback import AnyShim
+from secretfs.pagecache import InodeQueue
+
+__all__ = ["FollowUp", "errno_of"]
+
+log = logging.getLogger(__name__)
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that a caller gets for `error`. What is not an error of ours is logged, without its message."""
+    if isinstance(error, LimitError):
+        return errno.ENOSPC  # what a full file system says, whichever limit it was
+    if isinstance(error, SecretFSError):
+        return error.errno
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    log.error("a request failed: %s at %s:%s", type(error).__name__, last.filename, last.lineno)
+    return errno.EIO
+
+
+def _surely(task: Callable[[], None]) -> None:
+    """Do what nobody waits for: where it fails the mount goes on, and with it all files."""
+    try:
+        task()
+    except SecretFSError as error:
+        log.error("what follows a request failed: %s", type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - anything else would end the mount
+        errno_of(error)
+
+
+class FollowUp:
+    """What follows the requests of one mount (`secretfs.loop.Served`)."""
+
+    def __init__(
+        self, filesystem: Filesystem, page_cached: InodeQueue, shim: AnyShim | None, fast: FastFiles | None
+    ) -> None:
+        """Keep `filesystem` and the shim's tables up to date with each other.
+
+        Args:
+            filesystem: what the requests are about.
+            page_cached: where inodes go whose pages are to be thrown out of the page cache.
+            shim: what tells of replies that did not arrive.
+            fast: the tables, if there is a shim that answers from them.
+        """
+        self._filesystem = filesystem
+        self._page_cached = page_cached
+        self._shim = shim
+        self._fast = fast
+        self._handle = self._directory = 0
+
+    def uses(self, handle: int) -> None:
+        """The request in hand is about this open file: let the shim answer further reads and writes of it."""
+        self._handle = handle
+
+    def changes(self, directory: int) -> None:
+        """It changes this directory: let the shim say what it looks like when the kernel asks."""
+        self._directory = directory
+
+    def replied(self) -> None:
+        """A reply has gone."""
+        self._inform()
+        if self._fast is not None and self._fast.unlinked.value:
+            self.rest()
+
+    def rest(self) -> None:
+        """Nobody waits. From the first time on, which shows that there is such a time, files may linger."""
+        self._filesystem.let_linger()
+        _surely(self.catch_up)
+        _surely(self._filesystem.end_lingering)
+
+    def catch_up(self) -> None:
+        """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
+        self._inform()
+        if self._shim is not None and self._shim.lost_handle.value:
+            self._close_lost(self._shim.lost_handle.value)
+            self._shim.lost_handle.value = 0
+        if self._fast is None or not self._fast.news.value:
+            return
+        self._fast.collect(self._filesystem.known)
+        for opcode, inode, handle, more in self._fast.deferred():
+            try:
+                self._do(opcode, inode, handle, more)
+            except SecretFSError as error:  # nobody waits for an answer, and the request in hand is another one
+                log.error("what the shim has answered could not be done: %s", type(error).__name__)
+
+    def _do(self, opcode: int, inode: int, handle: int, more: int) -> None:
+        """One thing that the shim has left (FastFiles.deferred)."""
+        filesystem = self._filesystem
+        if opcode == FORGET:
+            filesystem.forget([(inode, more)])
+        elif opcode == RELEASE:
+            self._page_cached.put(filesystem.release(handle))
+        elif opcode == UNLINK:
+            assert self._fast is not None
+            entry = self._fast.names.taken(inode, handle)
+            self._page_cached.put(filesystem.unlink_entry(inode, entry, more))
+        else:
+            filesystem.opened_freely(inode, handle, more & ~os.O_APPEND)
+
+    def _inform(self) -> None:
+        if self._handle or self._directory:
+            _surely(self._tell)
+
+    def _tell(self) -> None:
+        """Tell the shim of the file and the directory that the last request was about."""
+        handle, directory = self._handle, self._directory
+        self._handle = self._directory = 0
+        if self._fast is None:
+            return
+        if handle:
+            node = self._filesystem.opened(handle).node
+            until = self._filesystem.access_times.fresh_until(node)
+            try:
+                self._fast.publish(node, until, openable=self._filesystem.opens_freely(node))
+            except BaseException:
+                node.changed(node.ctime)  # what the shim knows of it may be wrong now
+                raise
+        if directory:
+            self._fast.publish_attributes(self._filesystem.getattr(directory))
+
+    def _close_lost(self, handle: int) -> None:
+        """The kernel does not know this handle, so it will never release it."""
+        try:
+            self._filesystem.release(handle)
+        except FileError:
+            self._filesystem.releasedir(handle)
