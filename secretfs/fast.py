@@ -76,8 +76,7 @@ class FastFiles:
         self._attributes = memory("secretfs_attributes", _ATTRIBUTES.size)
         self.news = ctypes.c_uint32.in_dll(library, "secretfs_news")
         """Not 0: there is something for collect() and deferred()."""
-        self.unlinked = ctypes.c_uint32.in_dll(library, "secretfs_unlinked")
-        """Not 0: there is something to be wiped among that."""
+        self._unlinked = ctypes.c_uint32.in_dll(library, "secretfs_unlinked")
         self.names = NameTable.of(library)
 
     def publish(self, node: Node, read_until: int, *, openable: bool) -> None:
@@ -131,7 +130,7 @@ class FastFiles:
         directory, a place in `names`, the time in nanoseconds).
         """
         count = self._deferred_count.value
-        self._deferred_count.value = self.news.value = self.unlinked.value = 0
+        self._deferred_count.value = self.news.value = self._unlinked.value = 0
         return list(_DEFERRED.iter_unpack(self._deferred[: count * _DEFERRED.size]))
 
     def publish_attributes(self, node: Node) -> None:

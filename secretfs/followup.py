@@ -79,8 +79,6 @@ class FollowUp:
     def replied(self) -> None:
         """A reply has gone."""
         self._inform()
-        if self._fast is not None and self._fast.unlinked.value:
-            self.rest()
 
     def rest(self) -> None:
         """Nobody waits. From the first time on, which shows that there is such a time, files may linger."""

@@ -207,18 +207,3 @@ def test_no_room(shim: Shim) -> None:
         place = hash_of(b"here") + DIRECTORY
         assert (shim.counts[place % NAMES], shim.known[place % KNOWN].directory) == (1, DIRECTORY)
     assert (attributes(shim), shim.number("unlinked").value) == (before, 0)
-
-
-def test_python_is_called_soon(shim: Shim) -> None:
-    """What is to be wiped does not wait until polling is over, which would be an hour here."""
-    shim.clear()
-    shim.attributes(DIRECTORY)
-    hour = ctypes.c_long(3600 * 10**9)
-    window = ctypes.c_void_p(shim.window.address), ctypes.c_size_t(shim.window.size)
-    assert shim.library.secretfs_shim_prepare(*window, hour) == 0
-    try:
-        with there(shim, DIRECTORY, b"here"):
-            assert shim.receive(name_request(UNLINK, DIRECTORY, b"here\0"))[::2] == (-errno.EINTR, DONE)
-    finally:
-        shim.library.secretfs_shim_prepare(*window, ctypes.c_long(0))
-    assert ctypes.c_int.in_dll(shim.library, "secretfs_shim_spun").value == 0, "it did not poll in vain"

@@ -32,8 +32,7 @@
 #include <unistd.h>
 
 #define API __attribute__((visibility("default")))
-#define BATCH 64   /* requests answered here before Python's event loop gets its turn */
-#define PATIENCE 5000 /* nanoseconds that data may be there for which is to be wiped, when there are no requests */
+#define BATCH 64 /* requests answered here before Python's event loop gets its turn */
 API int secretfs_shim_prepare(char *window, size_t window_size, long spin);
 API int secretfs_shim_error(void);
 API unsigned long secretfs_shim_requests(void);
@@ -200,8 +199,8 @@ static long nanoseconds(void)
 }
 
 /*
- * Receive the next request, if it comes within the time to spin. A client's CPU halts about 2 us after it has sent a
- * request, and takes 10 to be woken again: here every tenth counts. Data that is to be wiped does not wait so long.
+ * Receive the next request, if it comes within the time to spin. A client's CPU halts about 2 us after it has sent one,
+ * and takes 10 to be woken again: what is answered before that is worth some haste.
  */
 static int receive_soon(struct fuse_session *se, struct fuse_buf *buf)
 {
@@ -209,12 +208,12 @@ static int receive_soon(struct fuse_session *se, struct fuse_buf *buf)
 	const long start = received == -EINTR ? nanoseconds() : 0;
 	long waited = 0;
 
-	while (received == -EINTR && waited <= (secretfs_unlinked ? PATIENCE : shim.spin)) {
+	while (received == -EINTR && waited <= shim.spin) {
 		sched_yield(); /* to a client on this CPU */
 		received = receive(se, buf);
 		waited = nanoseconds() - start;
 	}
-	secretfs_shim_spun = received == -EINTR && !secretfs_unlinked;
+	secretfs_shim_spun = received == -EINTR;
 	return received;
 }
 
