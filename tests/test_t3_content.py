@@ -179,6 +179,7 @@ class ContentMachine(RuleBasedStateMachine):
         assert self.space.heap.used == sum(head.size for head in heads) + self.idle()
         for content in self.files:
             assert content._head is None or not content._runs
+            assert content._runs or content._charged == content._data_end
             assert content._data_end <= content._memory_end()
 
     def idle(self) -> int:
@@ -194,6 +195,9 @@ class ContentMachine(RuleBasedStateMachine):
         for content in having:
             assert (content.size, content.allocated, content.published is None) == (0, 0, False)
             assert self.space.left >= self.space.spare.size == content._head.size
+        for content in self.files:
+            if isinstance(content.published, InPlace) and content not in having:
+                assert content.published.pieces[-1][2] <= content._data_end, "it may write where nothing is charged"
 
     @invariant()
     def slack_is_zero(self) -> None:
@@ -260,6 +264,37 @@ def test_two_growing_files_are_not_copied_either(fake, copied) -> None:
     assert sum(copied) <= 2 * PAGE
     assert read(one, 0, 1 << 20) == b"1" * (1 << 20)
     assert read(other, 0, 1 << 20) == b"2" * (1 << 20)
+
+
+def test_lent_slot_is_what_new_files_need(fake) -> None:
+    """An empty file is lent as much as the last new one took, and keeps no more than it takes itself."""
+    shared = space(fake)
+    files = [Content(shared) for _ in range(6)]
+    lent = []
+    for file, size, in_place in zip(files, (100, 100, 60, 3000, 64), (False, True, True, False, True), strict=False):
+        pieces = file.borrow()
+        lent.append(pieces[0][0].size)
+        if in_place:
+            InPlace(file, pieces).write(0, b"x" * size)
+        else:
+            write(file, 0, b"x" * size)
+    assert lent == [4096, 128, 128, 64, 4096]
+    assert [file._head.size for file in files[:5]] == [128, 128, 64, 4096, 64]
+    assert files[5].borrow()[0][0].size == 64
+    assert shared.heap.used == 128 + 128 + 64 + 4096 + 64 + 64
+    assert shared.charged == 128 + 128 + 64 + 3008 + 64
+
+
+def test_lent_slot_goes_to_the_newest(fake) -> None:
+    """There is one: whoever had it before has to ask again."""
+    shared = space(fake)
+    first, second = Content(shared), Content(shared)
+    InPlace(first, first.borrow())
+    InPlace(second, second.borrow())
+    assert (first.published, first._head, first.size) == (None, None, 0)
+    assert shared.heap.used == 4096
+    second.clear()
+    assert first.borrow() != []
 
 
 @pytest.mark.parametrize(("size", "charged"), [(0, 0), (1, 64), (64, 64), (65, 128), (4000, 4032), (4096, 4096)])
