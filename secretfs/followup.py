@@ -49,7 +49,7 @@ def _surely(task: Callable[[], None]) -> None:
 
 
 class FollowUp:
-    """What follows the requests of one mount (`secretfs.loop.Served`)."""
+    """What follows the requests of one mount (`secretfs.loop.Served`: its wait calls, and no other does)."""
 
     def __init__(
         self, filesystem: Filesystem, page_cached: InodeQueue, shim: AnyShim | None, fast: FastFiles | None
@@ -78,7 +78,8 @@ class FollowUp:
 
     def replied(self) -> None:
         """A reply has gone."""
-        self._inform()
+        if self._handle or self._directory:
+            _surely(self._tell)
 
     def rest(self) -> None:
         """Nobody waits. From the first time on, which shows that there is such a time, files may linger."""
@@ -88,7 +89,7 @@ class FollowUp:
 
     def catch_up(self) -> None:
         """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
-        self._inform()
+        self._handle = self._directory = 0  # with a wait that is not ours nobody has told the shim, and now it is late
         if self._shim is not None and self._shim.lost_handle.value:
             self._close_lost(self._shim.lost_handle.value)
             self._shim.lost_handle.value = 0
@@ -114,10 +115,6 @@ class FollowUp:
             self._page_cached.put(filesystem.unlink_entry(inode, entry, more))
         else:
             filesystem.opened_freely(inode, handle, more & ~os.O_APPEND)
-
-    def _inform(self) -> None:
-        if self._handle or self._directory:
-            _surely(self._tell)
 
     def _tell(self) -> None:
         """Tell the shim of the file and the directory that the last request was about."""
