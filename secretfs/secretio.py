@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import stat
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -23,6 +24,8 @@ __all__ = [
 PIECE = 64 * 1024
 LINE = 4096
 """The longest line that a terminal hands over (termios(3), canonical mode), with its newline."""
+NOTICE = 250
+"""Milliseconds after which a Ctrl-C is noticed that came just before a system call, and so did not interrupt it."""
 _SPACE = frozenset(b" \t\r\n")
 _HEX = {ord(digit): value for value in range(16) for digit in {f"{value:x}", f"{value:X}"}}
 _BASE64 = {
@@ -204,39 +207,47 @@ def _copied(secret: S, make: Callable[[int], S], length: int) -> S:
 
 def ask(message: str, make: Callable[[int], S]) -> S:
     """One line from the terminal, with its newline, while nothing of it is shown."""
-    import termios
-
     try:
         fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         raise OSError(errno.ENOTTY, "there is no terminal to ask on; Secret.read(0) reads standard input") from error
     try:
-        before = termios.tcgetattr(fd)
-        silent = [*before]
-        silent[3] = (before[3] & ~termios.ECHO) | termios.ICANON
+        # First the memory: where there is none nobody is asked. And making the first secret imports modules; a process
+        # that was interrupted there CPython ends at its exit, as if nobody had handled that.
+        line = make(LINE)
+        typed = select.poll()
+        typed.register(fd, select.POLLIN)
         try:
-            termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
-            os.write(fd, message.encode())
-            return _line(fd, make)
-        finally:
-            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
-            os.write(fd, b"\n")
+            with _silent(fd), line.reveal(write=True) as view:
+                os.write(fd, message.encode())
+                while not typed.poll(NOTICE):
+                    pass
+                got = os.readv(fd, [view])
+                empty = not got or view[0] == ord("\n")
+            if empty:
+                raise ValueError("nothing was typed")
+            return _cut(line, got, make)
+        except BaseException:
+            line.close()
+            raise
     finally:
         os.close(fd)
 
 
-def _line(fd: int, make: Callable[[int], S]) -> S:
-    line = make(LINE)
+@contextlib.contextmanager
+def _silent(fd: int) -> Iterator[None]:
+    """Nothing that is typed on this terminal is shown."""
+    import termios
+
+    before = termios.tcgetattr(fd)
+    silent = [*before]
+    silent[3] = (before[3] & ~termios.ECHO) | termios.ICANON
     try:
-        with line.reveal(write=True) as view:
-            got = os.readv(fd, [view])
-            empty = not got or view[0] == ord("\n")
-        if empty:
-            raise ValueError("nothing was typed")
-        return _cut(line, got, make)
-    except BaseException:
-        line.close()
-        raise
+        termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+        os.write(fd, b"\n")
 
 
 # Digits

@@ -233,7 +233,7 @@ def test_killed_writer(mount: Watched, here: Path, answered_by: str) -> None:
     mount.expect_only(secret, before[:offset])
 
 
-def test_first_write_of_a_killed_client(mount: Watched, here: Path) -> None:
+def test_first_write_answered_in_c(mount: Watched, here: Path) -> None:
     """The first write to a new file may be answered by the shim, in memory that was lent to the file."""
     secret = mount.needles.secret(4096)
     (here / "f").write_bytes(bytes(4096))  # so many are lent from now on
@@ -249,7 +249,7 @@ def test_first_write_of_a_killed_client(mount: Watched, here: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 20_000])
-def test_unlinked_by_a_killed_client(mount: Watched, here: Path, size: int) -> None:
+def test_unlinked_answered_in_c(mount: Watched, here: Path, size: int) -> None:
     """The shim unlinks files that it knows. When it answers, name and data are wiped already."""
     secret, name = mount.needles.secret(size), mount.needles.secret(200, "name")
     path = here / os.fsdecode(name)
