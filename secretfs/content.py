@@ -62,6 +62,8 @@ class Space:
         try:
             return self.heap.allocate(size)
         except LimitError as error:
+            if self.spare.give_up():
+                return self.allocate(size)
             raise FileError(errno.ENOSPC) from error
 
 
@@ -94,7 +96,7 @@ class Content:
         Raises:
             FileError: ENOSPC where not one byte could be taken; the file is as it was.
         """
-        unfit = self._borrows()  # else whoever has the spare slot would have answered
+        unfit = self._borrows()  # else this would hardly have come here
         self.revoke()
         if not data:
             return 0

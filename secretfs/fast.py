@@ -1,7 +1,7 @@
 """The tables from which the shim answers requests by itself (secretfs/native/fast.c).
 
 Python publishes a file, the shim uses the entry, and whatever is about to change the file's layout, size, mode or times
-takes the entry back first (`Published.revoke`). What the shim has written in the meantime is brought home by `collect`
+takes the entry back first (`Published.revoke`). What the shim has written in the meantime is brought home (`FollowUp`)
 before the next request that Python answers, so nothing else here needs to know that the shim exists.
 
 A file stays in the table when it is closed, so that the shim can open it again by itself; Python hears of that later.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
 
 from secretfs.nametable import NameTable
 from secretfs.nodes import Node
@@ -32,7 +31,7 @@ _ENTRY = _FILE.size + PIECES * _PIECE.size
 _DEFERRED = struct.Struct("=4Q")
 _ATTRIBUTES = struct.Struct("=QQ3q4I")
 _INO = struct.Struct("=Q")
-_SIZE_AND_TIME = struct.Struct("=Qq")  # after the inode number
+_WRITTEN = struct.Struct("=QQq")  # how an entry begins
 _DIRECT_IO = 1  # FOPEN_DIRECT_IO of linux/fuse.h
 OPEN, RELEASE, FORGET, UNLINK = 14, 18, 2, 10
 """Opcodes of linux/fuse.h."""
@@ -75,7 +74,7 @@ class FastFiles:
         self._deferred_count = ctypes.c_uint32.in_dll(library, "secretfs_deferred_count")
         self._attributes = memory("secretfs_attributes", _ATTRIBUTES.size)
         self.news = ctypes.c_uint32.in_dll(library, "secretfs_news")
-        """Not 0: there is something for collect() and deferred()."""
+        """Not 0: there is something for written() and deferred()."""
         self._unlinked = ctypes.c_uint32.in_dll(library, "secretfs_unlinked")
         self.names = NameTable.of(library)
 
@@ -110,19 +109,17 @@ class FastFiles:
         _INO.pack_into(self._entries, at, 0)
         del self._published[at]
 
-    def collect(self, get: Callable[[int], Node | None]) -> None:
-        """Tell the nodes what was written to them; `get` finds a node by inode number."""
+    def written(self) -> list[tuple[int, int, int]]:
+        """What was written to since it was last asked for: (inode, its size now, the time in nanoseconds)."""
+        found = []
         for position in range(self._written_count.value):
             at = self._written[position] * _ENTRY
-            (ino,) = _INO.unpack_from(self._entries, at)
-            size, written = _SIZE_AND_TIME.unpack_from(self._entries, at + _INO.size)
-            _SIZE_AND_TIME.pack_into(self._entries, at + _INO.size, size, 0)
-            node = get(ino) if ino else None
-            if node is not None and node.content is not None:
-                node.content.written_in_place(size)
-                node.mtime = node.ctime = written
+            ino, size, time = _WRITTEN.unpack_from(self._entries, at)
+            _WRITTEN.pack_into(self._entries, at, ino, size, 0)
+            found.append((ino, size, time))
         self._written_count.value = 0
         self.news.value = self._deferred_count.value
+        return found
 
     def deferred(self) -> list[tuple[int, int, int, int]]:
         """What was left to be done, oldest first, and now is the caller's: (OPEN, inode, new handle, flags),

@@ -13,6 +13,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 from secretfs.errors import FileError, LimitError, SecretFSError
 from secretfs.fast import FORGET, RELEASE, UNLINK, FastFiles
@@ -39,11 +40,11 @@ def errno_of(error: BaseException) -> int:
 
 
 def _surely(task: Callable[[], None]) -> None:
-    """Do what nobody waits for: where it fails the mount goes on, and with it all files."""
+    """Do what nobody waits for: where it fails the mount goes on, and with it all files and the request in hand."""
     try:
         task()
     except SecretFSError as error:
-        log.error("what follows a request failed: %s", type(error).__name__)
+        log.error("what was answered could not be done: %s", type(error).__name__)
     except Exception as error:  # noqa: BLE001 - anything else would end the mount
         errno_of(error)
 
@@ -89,18 +90,22 @@ class FollowUp:
 
     def catch_up(self) -> None:
         """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
-        self._handle = self._directory = 0  # with a wait that is not ours nobody has told the shim, and now it is late
+        self._handle = self._directory = 0  # with a wait that is not ours nobody has told the shim: it does not answer
         if self._shim is not None and self._shim.lost_handle.value:
             self._close_lost(self._shim.lost_handle.value)
             self._shim.lost_handle.value = 0
         if self._fast is None or not self._fast.news.value:
             return
-        self._fast.collect(self._filesystem.known)
-        for opcode, inode, handle, more in self._fast.deferred():
-            try:
-                self._do(opcode, inode, handle, more)
-            except SecretFSError as error:  # nobody waits for an answer, and the request in hand is another one
-                log.error("what the shim has answered could not be done: %s", type(error).__name__)
+        for written in self._fast.written():
+            _surely(partial(self._note_written, *written))
+        for deferred in self._fast.deferred():
+            _surely(partial(self._do, *deferred))
+
+    def _note_written(self, inode: int, size: int, time: int) -> None:
+        node = self._filesystem.known(inode)
+        if node is not None and node.content is not None:
+            node.content.written_in_place(size)
+            node.mtime = node.ctime = time
 
     def _do(self, opcode: int, inode: int, handle: int, more: int) -> None:
         """One thing that the shim has left (FastFiles.deferred)."""
@@ -128,7 +133,8 @@ class FollowUp:
             try:
                 self._fast.publish(node, until, openable=self._filesystem.opens_freely(node))
             except BaseException:
-                node.changed(node.ctime)  # what the shim knows of it may be wrong now
+                if node.content is not None:
+                    node.content.revoke()  # what the shim knows of it may be wrong now
                 raise
         if directory:
             self._fast.publish_attributes(self._filesystem.getattr(directory))

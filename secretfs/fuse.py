@@ -1,7 +1,7 @@
 """pyfuse3's requests, decoded into calls of the file system, and its answers encoded.
 
-It only translates: what an operation means is decided in `filesystem.py`. It is the one place where an error becomes
-an errno reply (`_errno_of`). Handlers are plain functions; `_request` makes them the coroutines that pyfuse3 wants.
+It only translates: what an operation means is decided in `filesystem.py`. Errors become errno replies
+(`followup.errno_of`). Handlers are plain functions; `_request` makes them the coroutines that pyfuse3 wants.
 None of them awaits, so one request is done before the next begins and the reply follows at once.
 """
 

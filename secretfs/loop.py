@@ -46,13 +46,15 @@ def install(fd: int, spin: int, shim: Shim | None, served: Served) -> bool:
     Args:
         fd: the descriptor of /dev/fuse; with a shim it does not block.
         spin: microseconds to poll after a request before sleeping.
-        shim: polls by itself and says when it has done so in vain.
+        shim: polls by itself and says when it has done so in vain. With this wait it may also answer.
         served: told when there is time.
     """
     if not hasattr(pyfuse3, _WAIT):
         return False
     comes = _polling(fd, spin * 1000) if shim is None else _shim_polls(shim)
     setattr(pyfuse3, _WAIT, _waiter(comes, fd, served))
+    if shim is not None:
+        shim.answers.value = 1
     return True
 
 

@@ -73,7 +73,7 @@ class NameTable:
             _DIRECTORY.pack_into(self._known, place * _KNOWN.size, 0)
 
     def taken(self, directory: int, place: int) -> NodeEntry:
-        """The entry that the shim has unlinked and counted down, for the caller to remove it."""
+        """The entry that the shim has unlinked, for the caller to remove it. That will count it down once more."""
         entry = self._entries[place]
         assert entry is not None
         count = (entry.name_hash + directory) % NAMES

@@ -1,4 +1,4 @@
-"""The spare slot: one that the newest empty file holds before anything was written to it.
+"""The spare slot: one that the empty file which was opened last holds before anything was written to it.
 
 So its first write, too, can be answered by whoever writes in place (fast.py). An empty file has no use for memory, so
 there is one such slot in a file system, of the size that the last first write took, and it is not charged for. Memory
@@ -50,6 +50,16 @@ class Spare:
                 return None
         self.borrower = borrower
         return self._block
+
+    def give_up(self) -> bool:
+        """Back to the heap with it, whoever has it; whether there was one."""
+        if self.borrower is not None:
+            self.borrower.revoke()
+        if self._block is None:
+            return False
+        self._heap.free(self._block)
+        self._block = None
+        return True
 
     def returned(self) -> None:
         """The borrower had no use for it."""

@@ -110,6 +110,8 @@ def remove(node: Node, name: bytes) -> None:
     entry.value.clear()
     assert node.xattrs is not None
     node.xattrs.remove(entry)
+    if not node.xattrs:
+        node.xattrs = None
 
 
 def has_capabilities(node: Node) -> bool:

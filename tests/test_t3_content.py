@@ -285,6 +285,19 @@ def test_lent_slot_is_what_new_files_need(fake) -> None:
     assert shared.charged == 128 + 128 + 64 + 3008 + 64
 
 
+@pytest.mark.parametrize("lent", [False, True], ids=["idle", "lent"])
+def test_lent_slot_is_not_missed(fake, lent) -> None:
+    """Where no more memory can be locked, the slot goes to whoever needs it."""
+    shared = Space(Heap(fake, reserve=True), PagePool(fake), 1 << 40)
+    fake.limit = fake.used
+    empty, files = Content(shared), [Content(shared) for _ in range(17)]
+    InPlace(empty, empty.borrow())
+    if not lent:
+        empty.revoke()
+    assert [write_or_errno(file, 0, b"x" * 4096)[1] for file in files] == [0] * 16 + [errno.ENOSPC]
+    assert (empty.published, empty.size) == (None, 0)
+
+
 def test_lent_slot_goes_to_the_newest(fake) -> None:
     """There is one: whoever had it before has to ask again."""
     shared = space(fake)

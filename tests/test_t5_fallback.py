@@ -112,6 +112,7 @@ def test_pyfuse3_waits_in_its_own_way(tmp_path: Path) -> None:
         with Mounted(tmp_path / "mnt", env=environment) as mounted:
             assert mounted.status()["guarantees"]["no_residue"]
             rewritten(mounted.path / "f", os.urandom(3 << 20))
+            opened_and_unlinked(mounted.path)
 
 
 # What it does
@@ -125,6 +126,25 @@ def rewritten(path: Path, data: bytes) -> None:
             os.pwrite(file.fileno(), data[at : at + 500], at)
         assert os.pread(file.fileno(), len(data) + 1, 0) == data
         assert b"".join(os.pread(file.fileno(), 500, at) for at in range(0, 5000, 500)) == data[:5000]
+
+
+def opened_and_unlinked(folder: Path) -> None:
+    """What the shim would answer, with requests between that it never does (statvfs)."""
+    a, b = (os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in "ab")
+    os.write(a, b"first")
+    os.statvfs(folder)
+    assert (os.pread(a, 100, 0), os.pread(b, 100, 0)) == (b"first", b"")
+    os.pwrite(a, b"x" * 50, 0)
+    os.statvfs(folder)
+    again = os.open(folder / "a", os.O_RDWR)
+    assert os.pread(again, 100, 0) == b"x" * 50
+    os.statvfs(folder)
+    os.close(a)
+    (folder / "a").unlink()
+    assert os.pread(again, 100, 0) == b"x" * 50
+    os.close(again)
+    os.close(b)
+    assert os.listdir(folder) == ["f", "b"]
 
 
 def hits(daemon: int, needle: bytes, *kinds: str) -> list[object]:

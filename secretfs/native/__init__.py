@@ -57,6 +57,8 @@ class Shim:
         self._library.secretfs_shim_requests.restype = ctypes.c_ulong
         self.spun = ctypes.c_int.in_dll(self._library, "secretfs_shim_spun")
         """Not 0: it has just polled in vain; whoever has seen that sets it to 0."""
+        self.answers = ctypes.c_int.in_dll(self._library, "secretfs_shim_answers")
+        """Not 0: it answers requests by itself (fast.c). For a wait that lets Python do what it has left."""
         self.forget_registers = self._library.secretfs_shim_forget_registers
         """Call it when a secret has been copied: no copy of its last bytes is left in the vector registers."""
         self.forget_registers.restype = None

@@ -212,7 +212,9 @@ static int answer_open(int fd, const struct fuse_in_header *head, const struct f
 {
 	struct fuse_open_out out = {.fh = secretfs_next_handle, .open_flags = secretfs_open_flags};
 
-	if (!file->openable || secretfs_unlinked || in->flags & O_TRUNC || !secretfs_defer(head, secretfs_next_handle, in->flags))
+	if (!file->openable || secretfs_unlinked || in->flags & O_TRUNC)
+		return 0;
+	if (!secretfs_defer(head, secretfs_next_handle, in->flags))
 		return 0;
 	secretfs_next_handle++;
 	if (secretfs_reply(fd, head->unique, &out, sizeof out))

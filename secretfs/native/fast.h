@@ -29,7 +29,7 @@ struct secretfs_file {
 	int64_t read_until; /* seconds since the epoch until when a read leaves the access time alone */
 	uint64_t writable;  /* 0: writes go to Python (set-user-ID bits to be taken away) */
 	uint64_t openable;  /* 0: to open it one has to ask Python */
-	uint64_t opens;     /* how many handles there are */
+	uint64_t opens;     /* how many handles there are, or more; never fewer */
 	uint64_t whole;     /* the pieces are all that there is of it, and it has one name */
 	uint64_t count;     /* of the pieces in use, which follow each other */
 	struct secretfs_piece pieces[SECRETFS_PIECES];

@@ -40,6 +40,7 @@ API extern int secretfs_shim_page_cache_read;
 API extern uint32_t secretfs_shim_open_flags;
 API extern int secretfs_shim_keeps_privileges;
 API extern int secretfs_shim_spun;
+API extern int secretfs_shim_answers;
 API extern uint64_t secretfs_shim_lost_handle;
 
 static struct {
@@ -70,6 +71,9 @@ int secretfs_shim_keeps_privileges;
 
 /* Whether polling has just been tried here, in vain. */
 int secretfs_shim_spun;
+
+/* Whether to answer requests here: Python has to be told before it answers the next one, and when there is none. */
+int secretfs_shim_answers;
 
 /* The handle of what was opened in vain, as the reply has failed: nobody will close it. 0: none. Python takes it back. */
 uint64_t secretfs_shim_lost_handle;
@@ -228,7 +232,7 @@ API int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	for (int answered = 0; answered < BATCH; answered++) {
 		const int received = receive_soon(se, buf);
 
-		if (received <= 0 || !secretfs_fast_answer(fd, buf, &shim.window))
+		if (received <= 0 || !secretfs_shim_answers || !secretfs_fast_answer(fd, buf, &shim.window))
 			return received;
 		explicit_bzero(buf->mem, buf->size);
 		secretfs_shim_forget_registers();
