@@ -175,7 +175,8 @@ class SecretArea:
         """
         length = len(data)
         self._bytes(offset, length)[offset : offset + length] = data
-        self._flush(offset, length)
+        if self._uncached:
+            self._flush(offset, length)
         return length
 
     def read_into(self, buffer: bytearray | memoryview, offset: int = 0) -> int:
@@ -187,7 +188,8 @@ class SecretArea:
         """
         length = len(buffer)
         memoryview(buffer)[:] = self._bytes(offset, length)[offset : offset + length]
-        self._flush(offset, length)
+        if self._uncached:
+            self._flush(offset, length)
         return length
 
     def equals(self, data: bytes | bytearray | memoryview, offset: int = 0) -> bool:

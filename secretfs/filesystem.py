@@ -235,12 +235,13 @@ class Filesystem:
             raise FileError(errno.EEXIST)
         else:
             node = entry.value
-        handle = self.open(node.ino, flags, caller)
-        return handle, self.refer(node)
+        return self._open(node, flags, caller), self.refer(node)
 
     def open(self, ino: int, flags: int, caller: Caller) -> int:
         """Open a file and return a handle; with O_TRUNC it is emptied."""
-        node = self._tree.get(ino)
+        return self._open(self._tree.get(ino), flags, caller)
+
+    def _open(self, node: Node, flags: int, caller: Caller) -> int:
         self._decide_open(node, flags, caller)
         if flags & os.O_TRUNC:
             attributes.truncate(node, 0, caller, time.time_ns())

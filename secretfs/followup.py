@@ -13,7 +13,6 @@ import logging
 import os
 import traceback
 from collections.abc import Callable
-from functools import partial
 
 from secretfs.errors import FileError, LimitError, SecretFSError
 from secretfs.fast import FORGET, RELEASE, UNLINK, FastFiles
@@ -39,14 +38,15 @@ def errno_of(error: BaseException) -> int:
     return errno.EIO
 
 
-def _surely(task: Callable[[], None]) -> None:
-    """Do what nobody waits for: where it fails the mount goes on, and with it all files and the request in hand."""
-    try:
-        task()
-    except SecretFSError as error:
-        log.error("what was answered could not be done: %s", type(error).__name__)
-    except Exception as error:  # noqa: BLE001 - anything else would end the mount
-        errno_of(error)
+def _surely(task: Callable[..., None], *cases: tuple[int, ...]) -> None:
+    """Do, for each case, what nobody waits for: where one fails the others are done, and the mount goes on."""
+    for case in cases:
+        try:
+            task(*case)
+        except SecretFSError as error:
+            log.error("what was answered could not be done: %s", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - anything else would end the mount
+            errno_of(error)
 
 
 class FollowUp:
@@ -80,13 +80,13 @@ class FollowUp:
     def replied(self) -> None:
         """A reply has gone."""
         if self._handle or self._directory:
-            _surely(self._tell)
+            _surely(self._tell, ())
 
     def rest(self) -> None:
         """Nobody waits. From the first time on, which shows that there is such a time, files may linger."""
         self._filesystem.let_linger()
-        _surely(self.catch_up)
-        _surely(self._filesystem.end_lingering)
+        _surely(self.catch_up, ())
+        _surely(self._filesystem.end_lingering, ())
 
     def catch_up(self) -> None:
         """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
@@ -96,10 +96,8 @@ class FollowUp:
             self._shim.lost_handle.value = 0
         if self._fast is None or not self._fast.news.value:
             return
-        for written in self._fast.written():
-            _surely(partial(self._note_written, *written))
-        for deferred in self._fast.deferred():
-            _surely(partial(self._do, *deferred))
+        _surely(self._note_written, *self._fast.written())
+        _surely(self._do, *self._fast.deferred())
 
     def _note_written(self, inode: int, size: int, time: int) -> None:
         node = self._filesystem.known(inode)
