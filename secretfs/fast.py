@@ -110,7 +110,10 @@ class FastFiles:
         del self._published[at]
 
     def written(self) -> list[tuple[int, int, int]]:
-        """What was written to since it was last asked for: (inode, its size now, the time in nanoseconds)."""
+        """What was written to since it was last asked for: (inode, its size now, the time in nanoseconds).
+
+        Inode 0 is what is no more: Python has taken the entry back, or the shim has unlinked the file.
+        """
         found = []
         for position in range(self._written_count.value):
             at = self._written[position] * _ENTRY

@@ -146,7 +146,7 @@ def test_any_name(
     absent = opcode == LOOKUP and usable and shim.counts[place % NAMES] == 0
     unlinked = opcode == UNLINK and usable and (meant, directory) == (present, home) and changed == directory
     unlinked = unlinked and bool(whole) and not opens and not stranger
-    assert wiped == unlinked
+    assert (wiped, file.entry.ino) == ((True, 0) if unlinked else (False, INO))
     assert reply == (NOTHING if absent else DONE if unlinked else None)
     assert (result, left) == ((-errno.EINTR, bytes(len(sent))) if reply else (len(sent), sent))
     assert known.directory == (0 if unlinked else home)

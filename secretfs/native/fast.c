@@ -99,10 +99,11 @@ struct secretfs_file *secretfs_mortal_file(uint64_t ino)
 	return file->ino == ino && file->whole && !file->opens ? file : NULL;
 }
 
-void secretfs_wipe_file(const struct secretfs_file *file)
+void secretfs_end_file(struct secretfs_file *file)
 {
 	for (uint64_t i = 0; i < file->count; i++)
 		explicit_bzero(file->pieces[i].memory, file->pieces[i].end - file->pieces[i].start);
+	file->ino = 0;
 }
 
 static int answer_read(int fd, const struct fuse_in_header *head, const struct fuse_read_in *in,

@@ -96,8 +96,8 @@ int secretfs_answer_unlink(int fd, const struct fuse_in_header *head, const stru
 /* The file with that number, if all that there is of it goes with its name: in the table, whole, not open. Or NULL. */
 struct secretfs_file *secretfs_mortal_file(uint64_t ino);
 
-/* Wipe what a file holds. */
-void secretfs_wipe_file(const struct secretfs_file *file);
+/* Wipe what a file holds, and know it no more. */
+void secretfs_end_file(struct secretfs_file *file);
 
 /* Leave something to Python; 0 where there is no room, and Python has to do it now. */
 int secretfs_defer(const struct fuse_in_header *head, uint64_t handle, uint64_t more);

@@ -55,7 +55,7 @@ int secretfs_answer_unlink(int fd, const struct fuse_in_header *head, const stru
 {
 	struct secretfs_attributes *const directory = &secretfs_attributes;
 	struct secretfs_known_name *known;
-	const struct secretfs_file *file;
+	struct secretfs_file *file;
 	size_t length;
 	const char *const name = name_in(head, buf, &length);
 	uint64_t place;
@@ -72,7 +72,7 @@ int secretfs_answer_unlink(int fd, const struct fuse_in_header *head, const stru
 	if (!file || !secretfs_defer(head, place % SECRETFS_KNOWN_NAMES, (uint64_t)now))
 		return 0;
 	secretfs_unlinked = 1;
-	secretfs_wipe_file(file);
+	secretfs_end_file(file);
 	explicit_bzero(known->name, length);
 	known->directory = 0;
 	if (secretfs_names[place % SECRETFS_NAMES] < FULL)

@@ -33,6 +33,7 @@
 
 #define API __attribute__((visibility("default")))
 #define BATCH 64 /* requests answered here before Python's event loop gets its turn */
+#define YIELD 8  /* while there are none, how often to try before others get this CPU */
 API int secretfs_shim_prepare(char *window, size_t window_size, long spin);
 API int secretfs_shim_error(void);
 API unsigned long secretfs_shim_requests(void);
@@ -212,8 +213,9 @@ static int receive_soon(struct fuse_session *se, struct fuse_buf *buf)
 	const long start = received == -EINTR ? nanoseconds() : 0;
 	long waited = 0;
 
-	while (received == -EINTR && waited <= shim.spin) {
-		sched_yield(); /* to a client on this CPU */
+	for (unsigned int tries = 0; received == -EINTR && waited <= shim.spin; tries++) {
+		if (tries % YIELD == 0)
+			sched_yield(); /* to a client on this CPU */
 		received = receive(se, buf);
 		waited = nanoseconds() - start;
 	}
