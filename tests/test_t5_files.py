@@ -189,6 +189,26 @@ def test_reopening_more_files_than_there_are_places(here: Path) -> None:
         assert (here / str(number)).read_bytes() == b"%06d" % number
 
 
+def test_unlinked_but_not_gone(here: Path) -> None:
+    """A file lives on by another name, which may be newer than what the shim knows of it, and as long as it is open."""
+    for size in (10, 4096, 20_000):
+        data = noise(size)
+        (here / "a").write_bytes(data)
+        assert (here / "a").read_bytes() == data
+        os.link(here / "a", here / "b")
+        assert (here / "a").read_bytes() == data
+        (here / "new").write_bytes(b"so that the directory has just changed")
+        (here / "a").unlink()
+        assert (here / "b").read_bytes() == data
+        readers = [os.open(here / "b", os.O_RDONLY) for _ in range(3)]
+        (here / "new").unlink()
+        (here / "b").unlink()
+        for reader in readers:
+            assert os.pread(reader, size, 0) == data
+            os.close(reader)
+        assert os.listdir(here) == []
+
+
 def test_open_flags(here: Path) -> None:
     """O_EXCL refuses a name that is taken, O_TRUNC empties, and a descriptor allows what it was opened for."""
     (here / "f").write_bytes(b"old")

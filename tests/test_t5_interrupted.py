@@ -248,25 +248,34 @@ def test_first_write_answered_in_c(mount: Watched, here: Path) -> None:
     assert (here / "new").read_bytes() == secret
 
 
-@pytest.mark.parametrize("size", [100, 20_000])
-def test_unlinked_answered_in_c(mount: Watched, here: Path, size: int) -> None:
-    """The shim unlinks files that it knows. When it answers, name and data are wiped already."""
+@pytest.mark.parametrize("what", ["small", "large", "with a hole", "with an attribute"])
+def test_unlinked_answered_in_c(mount: Watched, here: Path, what: str) -> None:
+    """The shim unlinks files that it knows, if it knows all that there is of them. When the answer to an unlink goes,
+    whoever gives it, data and attributes are wiped already, and the name but for the request itself.
+    """
+    size, times = (100, 1) if what == "small" else (20_000, 1) if what == "large" else (5000, 2)
     secret, name = mount.needles.secret(size), mount.needles.secret(200, "name")
     path = here / os.fsdecode(name)
     path.write_bytes(secret)
-    assert path.read_bytes() == secret
+    if what == "with a hole":
+        with opened(path, os.O_WRONLY) as fd:
+            os.pwrite(fd, secret, MIB)
+    if what == "with an attribute":
+        os.setxattr(path, "user.a", secret)
+    assert path.read_bytes()[:size] == secret
+    (here / "other").touch()  # the shim unlinks in the directory that changed last
     with Client(path, "unlink") as client:
-        mount.expect_only(secret, name)
+        mount.expect_only(*[secret] * times, name)
         os.stat(here)  # so that the kernel does not ask what the directory looks like
         with Stopped(mount.daemon) as daemon:
             client.go()
             daemon.run_to_call(WRITEV)
-            assert mount.unlinked_by_the_shim()
+            assert mount.unlinked_by_the_shim() == (times == 1)
             assert not any(copies(mount, secret).values())
-            assert sum(copies(mount, name).values()) == 1, "the request itself"
+            assert sum(copies(mount, name).values()) == (times == 1), "the request itself, if the shim has it"
             client.kill()
     mount.expect_nothing()
-    assert os.listdir(here) == []
+    assert os.listdir(here) == ["other"]
 
 
 def copies(mount: Watched, secret: bytes) -> dict[str, int]:
