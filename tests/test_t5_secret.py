@@ -250,9 +250,11 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 # Terminals
 
 
-def on_terminal(text: str, typed: bytes, *, wait_for: bytes = b"Passphrase: ") -> tuple[bytes, bytes, list, list]:
-    """Run a program on a terminal of its own, type once it has asked: its output, what showed after that, and the
-    terminal's modes before and after.
+def on_terminal(
+    text: str, typed: bytes, *, wait_for: bytes = b"Passphrase: ", pipe: tuple[int, int] | None = None
+) -> tuple[bytes, bytes, list, list]:
+    """Run a program on a terminal of its own, type once it has asked (or write to a pipe that it has the end of): its
+    output, what showed after that, and the terminal's modes before and after.
     """
     master, slave = pty.openpty()
     before = termios.tcgetattr(slave)
@@ -263,12 +265,13 @@ def on_terminal(text: str, typed: bytes, *, wait_for: bytes = b"Passphrase: ") -
         while not seen.endswith(wait_for):
             wait_readable(master)
             seen += os.read(master, 1000)
-        os.write(master, typed)
+        os.write(pipe[1] if pipe else master, typed)
 
     typist = threading.Thread(target=type_it)
     typist.start()
     header = f"import fcntl, os, termios\nos.setsid(); fcntl.ioctl({slave}, termios.TIOCSCTTY, 0)\n"
-    output = works("from secretfs import Secret\n" + text, header=header, pass_fds=[slave], backend="emulator")
+    fds = [slave, pipe[0]] if pipe else [slave]
+    output = works("from secretfs import Secret\n" + text, header=header, pass_fds=fds, backend="emulator")
     typist.join()
     while select.select([master], [], [], 0)[0]:
         shown.append(os.read(master, 1000))
@@ -296,6 +299,34 @@ def test_prompt_of_nothing_and_interrupted() -> None:
     text = "try: Secret.prompt()\nexcept KeyboardInterrupt: print('interrupted')"
     output, _, before, after = on_terminal(text, b"half\x03")
     assert (output, before) == (b"interrupted", after)
+
+
+@pytest.mark.slow
+def test_prompt_interrupted_unnoticed() -> None:
+    """A Ctrl-C is noticed that interrupts no system call, because another thread gets the signal."""
+    pipe = os.pipe()
+    text = f"""
+import signal, threading
+def interrupt():
+    os.read({pipe[0]}, 1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+try: Secret.prompt()
+except KeyboardInterrupt: print('interrupted')
+"""
+    output, _, before, after = on_terminal(text, b"!", pipe=pipe)
+    assert (output, before) == (b"interrupted", after)
+    os.close(pipe[0]), os.close(pipe[1])
+
+
+@pytest.mark.slow
+def test_prompt_without_memory() -> None:
+    """Where no memory can be had nobody is asked."""
+    text = "from secretfs.errors import BackendUnavailable\n"
+    text += "try: Secret.prompt('Word? ', backend='none-such')\nexcept BackendUnavailable: print('no memory')\n"
+    text += "with open('/dev/tty', 'w') as terminal: terminal.write('Word? ')"
+    output, shown, before, after = on_terminal(text, b"", wait_for=b"Word? ")
+    assert (output, shown, before) == (b"no memory", b"", after)
 
 
 @pytest.mark.slow
