@@ -175,8 +175,7 @@ class SecretArea:
         """
         length = len(data)
         self._bytes(offset, length)[offset : offset + length] = data
-        if self._uncached:
-            self._flush(offset, length)
+        self._flush(offset, length)
         return length
 
     def read_into(self, buffer: bytearray | memoryview, offset: int = 0) -> int:
@@ -188,8 +187,7 @@ class SecretArea:
         """
         length = len(buffer)
         memoryview(buffer)[:] = self._bytes(offset, length)[offset : offset + length]
-        if self._uncached:
-            self._flush(offset, length)
+        self._flush(offset, length)
         return length
 
     def equals(self, data: bytes | bytearray | memoryview, offset: int = 0) -> bool:

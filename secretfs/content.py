@@ -152,7 +152,7 @@ class Content:
 
     def pieces(self, most: int) -> list[tuple[Block, int, int]]:
         """Where the first bytes lie: up to `most` blocks, each with its first byte of the file and the one after its
-        last. They follow each other, up to the first hole.
+        last. They follow each other, up to the first hole. Of an empty file the slot that it is lent.
         """
         if self._head is not None:
             return [(self._head, 0, self._data_end or self._head.size)]

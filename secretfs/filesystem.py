@@ -32,7 +32,8 @@ from secretfs.rules import AccessTimes, Caller, Changes, Statistics, check_repla
 
 __all__ = ["Caller", "Changes", "Filesystem", "Statistics"]
 
-RENAME_NOREPLACE, RENAME_EXCHANGE, LINK_MAX = 1, 2, 4095
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+LINK_MAX = 4095
 
 
 class Filesystem:

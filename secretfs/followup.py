@@ -25,17 +25,22 @@ __all__ = ["FollowUp", "errno_of"]
 log = logging.getLogger(__name__)
 
 
-def errno_of(error: BaseException) -> int:
-    """The errno that a caller gets for `error`. What is not an error of ours is logged, without its message."""
+def errno_of(error: Exception) -> int:
+    """The errno that a caller gets for `error`; what is not an error of ours is logged."""
     if isinstance(error, LimitError):
         return errno.ENOSPC  # what a full file system says, whichever limit it was
     if isinstance(error, SecretFSError):
         return error.errno
     if isinstance(error, MemoryError):
         return errno.ENOMEM
+    _log(error)
+    return errno.EIO
+
+
+def _log(error: Exception) -> None:
+    """Without its message, which may have a secret in it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     log.error("a request failed: %s at %s:%s", type(error).__name__, last.filename, last.lineno)
-    return errno.EIO
 
 
 def _surely(task: Callable[..., None], *cases: tuple[int, ...]) -> None:
@@ -43,10 +48,8 @@ def _surely(task: Callable[..., None], *cases: tuple[int, ...]) -> None:
     for case in cases:
         try:
             task(*case)
-        except SecretFSError as error:
-            log.error("what was answered could not be done: %s", type(error).__name__)
         except Exception as error:  # noqa: BLE001 - anything else would end the mount
-            errno_of(error)
+            _log(error)
 
 
 class FollowUp:
