@@ -12,26 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 from aloneshim import (
-    DEFERRED,
-    DIRECTORY,
-    FILES,
-    FORGET,
-    GETATTR,
-    INO,
-    KNOWN,
-    LOOKUP,
-    NAMES,
-    OPEN,
-    RELEASE,
-    SPARE,
-    UNIQUE,
-    UNLINK,
-    File,
-    Memory,
-    Shim,
-    name_request,
-    opened_shim,
-    request,
+    DEFERRED, DIRECTORY, FILES, FORGET, GETATTR, INO, KNOWN, LOOKUP, NAMES, OPEN, RELEASE, SPARE, UNIQUE, UNLINK,
+    File, Memory, Shim, name_request, opened_shim, request,
 )  # fmt: skip
 from hypothesis import example, given
 from hypothesis import strategies as st
