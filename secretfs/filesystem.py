@@ -72,7 +72,8 @@ class Filesystem:
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next_handle = 1
         self.known, self.watch_names = self._tree.known, self._tree.watch
-        self.let_linger, self.end_lingering = self._tree.let_linger, self._tree.end_lingering
+        self.let_linger, self.limit_lingering = self._tree.let_linger, self._tree.limit_lingering
+        self.end_lingering = self._tree.end_lingering
         """As the tree has them."""
         self.access_times = AccessTimes(flags)
 

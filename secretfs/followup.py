@@ -91,6 +91,11 @@ class FollowUp:
         _surely(self.catch_up, ())
         _surely(self._filesystem.end_lingering, ())
 
+    def pause(self) -> None:
+        """Others get their turn."""
+        _surely(self.catch_up, ())
+        _surely(self._filesystem.limit_lingering, ())
+
     def catch_up(self) -> None:
         """Take over what the shim has answered since Python answered last, and close what was opened in vain."""
         self._handle = self._directory = 0  # with a wait that is not ours nobody has told the shim: it does not answer

@@ -50,7 +50,8 @@ def _request(
     Args:
         consumes: afterwards wipe the bytes that came with the request: names, targets, data.
         changes: a directory may change: first take back what the shim would say of one.
-        finds: it is a step on the way to an open file. Before anything else, what renames have replaced is wiped.
+        finds: it is a step on the way to an open file. Before anything else, what renames have replaced is wiped if it
+            has been there for long, or room is short.
     """
 
     def decorate(handler: Callable[Concatenate[Operations, P], R]) -> Callable[Concatenate[Operations, P], Reply[R]]:
@@ -59,7 +60,7 @@ def _request(
             try:
                 self.follow_up.catch_up()
                 if not finds:
-                    self._filesystem.end_lingering()
+                    self._filesystem.limit_lingering()
                 if changes and self._fast is not None:
                     self._fast.revoke_attributes()
                 return handler(self, *arguments, **named)
@@ -205,6 +206,7 @@ class Operations(pyfuse3.Operations):
 
     @_request()
     def statfs(self, ctx: RequestContext) -> StatvfsData:
+        self._filesystem.end_lingering()
         full = self._filesystem.statistics()
         data = StatvfsData()
         data.f_bsize = data.f_frsize = PAGE
@@ -225,6 +227,7 @@ class Operations(pyfuse3.Operations):
     def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         try:
             if inode == ROOT and name in self._status and ctx.uid in (0, self._owner):
+                self._filesystem.end_lingering()
                 return self._status[name]()
             if not name:  # how the shim puts a listxattr
                 return join_names(self._filesystem.listxattr(inode, ctx))

@@ -31,13 +31,16 @@ _KEPT = 16 << 20
 
 
 class Served(Protocol):
-    """Whose requests these are. Neither may raise."""
+    """Whose requests these are. None of this may raise."""
 
     def replied(self) -> None:
         """A reply has gone: do what the next request needs but no client should wait for. They are waking up now."""
 
     def rest(self) -> None:
-        """Nobody waits: do all that was left. Before sleeping, and at every checkpoint."""
+        """Nobody waits: do all that was left. Before sleeping."""
+
+    def pause(self) -> None:
+        """Do what must not be left for long. At every checkpoint."""
 
 
 def install(fd: int, spin: int, shim: Shim | None, served: Served) -> bool:
@@ -107,7 +110,7 @@ def _waiter(comes: Callable[[], bool], fd: int, served: Served) -> Any:
         count += 1
         if count >= CHECKPOINT:
             count = 0
-            served.rest()
+            served.pause()
             await trio.lowlevel.checkpoint()
         if comes():
             return True

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import stat
+import time
+from collections import deque
 from functools import lru_cache
 from typing import Protocol, TypeAlias
 
@@ -21,6 +23,10 @@ __all__ = ["ROOT", "Attribute", "DirectoryHandle", "FileHandle", "NameWatcher", 
 ROOT = 1
 """The inode number of the root, as FUSE wants it."""
 MAX_LINKS = 65000
+LINGER = 2_000_000
+"""Nanoseconds for which what a rename has replaced can still be opened by who has found it, on a busy mount."""
+TIGHT = 4 << 20
+"""Bytes; where fewer are left, room is not kept from others for that."""
 
 
 @lru_cache(maxsize=256)
@@ -155,7 +161,7 @@ class Tree:
         self.files = 0
         """How many inodes there are besides the root, unlinked ones that are still open included."""
         self._lets_linger = False
-        self._lingering: list[Node] = []
+        self._lingering: deque[tuple[Node, int]] = deque()  # with the time on the monotonic clock
         self._watcher: NameWatcher | None = None
 
     @property
@@ -265,7 +271,7 @@ class Tree:
         node, victim = entry.value, target.value
         if self._lets_linger and not victim.is_dir():
             victim.opens += 1
-            self._lingering.append(victim)
+            self._lingering.append((victim, time.monotonic_ns()))
         self._point(new, target, node)
         self._leave(old, entry)
         self._moved(node, old, new)
@@ -281,8 +287,17 @@ class Tree:
 
     def end_lingering(self) -> None:
         """Wipe what renames have replaced, but for what is open."""
-        while self._lingering:
-            node = self._lingering.pop()
+        self._end_lingering(None)
+
+    def limit_lingering(self) -> None:
+        """Wipe what has lingered for LINGER, or, where room is short, all of it."""
+        if self._lingering:
+            short = self._space.left < TIGHT or self.files >= self._max_files
+            self._end_lingering(None if short else time.monotonic_ns() - LINGER)
+
+    def _end_lingering(self, before: int | None) -> None:
+        while self._lingering and (before is None or self._lingering[0][1] < before):
+            node, _ = self._lingering.popleft()
             node.opens -= 1
             self.settle(node)
 

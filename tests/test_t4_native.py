@@ -92,7 +92,7 @@ def test_a_pyfuse3_that_waits_in_another_way(monkeypatch: pytest.MonkeyPatch) ->
         def replied(self) -> None:
             raise AssertionError
 
-        rest = replied
+        rest = pause = replied
 
     monkeypatch.delattr(pyfuse3, "_wait_fuse_readable")
     assert loop.install(0, 0, None, Served()) is False

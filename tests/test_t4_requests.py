@@ -16,10 +16,39 @@ from typing import Any
 
 import pytest
 from aloneshim import (
-    ALWAYS, BODY, DEFERRED, DIRECTORY, FILES, FIRST_HANDLE, FORGET, GETATTR, HEADER, INIT, INO, LOCKOWNER, LOOKUP,
-    NEVER, OPEN, OPEN_FLAGS, PIECES, READ, RELEASE, SMALLEST, UNIQUE, UNLINK, WINDOW, WRITE, WRITE_CACHE, Buffer,
-    File, Memory, Shim, answer, opened_shim, request,
-)  # fmt: skip
+    ALWAYS,
+    BODY,
+    DEFERRED,
+    DIRECTORY,
+    FILES,
+    FIRST_HANDLE,
+    FORGET,
+    GETATTR,
+    HEADER,
+    INIT,
+    INO,
+    LOCKOWNER,
+    LOOKUP,
+    NEVER,
+    OPEN,
+    OPEN_FLAGS,
+    PIECES,
+    READ,
+    RELEASE,
+    SMALLEST,
+    UNIQUE,
+    UNLINK,
+    WINDOW,
+    WRITE,
+    WRITE_CACHE,
+    Buffer,
+    File,
+    Memory,
+    Shim,
+    answer,
+    opened_shim,
+    request,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 

@@ -12,9 +12,27 @@ from collections.abc import Iterator
 
 import pytest
 from aloneshim import (
-    DEFERRED, DIRECTORY, FILES, FORGET, GETATTR, INO, KNOWN, LOOKUP, NAMES, OPEN, RELEASE, SPARE, UNIQUE, UNLINK,
-    File, Memory, Shim, name_request, opened_shim, request,
-)  # fmt: skip
+    DEFERRED,
+    DIRECTORY,
+    FILES,
+    FORGET,
+    GETATTR,
+    INO,
+    KNOWN,
+    LOOKUP,
+    NAMES,
+    OPEN,
+    RELEASE,
+    SPARE,
+    UNIQUE,
+    UNLINK,
+    File,
+    Memory,
+    Shim,
+    name_request,
+    opened_shim,
+    request,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 
