@@ -12,7 +12,7 @@ import pytest
 
 from secretfs.errors import FileError, LimitError
 from secretfs.filesystem import LARGEST_FILE, Filesystem
-from secretfs.nodes import ROOT
+from secretfs.nodes import LINGER, ROOT
 from secretfs.rules import DAY, Changes
 from secretfs.testing import FakeBackend
 
@@ -232,6 +232,29 @@ def test_replaced_files_linger(fs):
     assert fs.statistics().files == 2
     fs.end_lingering()
     assert (errno_of(fs.open, replaced.ino, 0, ME), fs.statistics().used, fs.statistics().files) == (errno.ESTALE, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "max_files", "lingers"), [(64 * MIB, 100, True), (MIB, 100, False), (64 * MIB, 2, False)]
+)
+def test_how_long_a_replaced_file_lingers(fake, monkeypatch, size, max_files, lingers) -> None:
+    """Others may make requests meanwhile, for some time and as long as there is room."""
+    fs = make(fake, size=size, max_files=max_files)
+    now = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now)
+    fs.let_linger()
+    put(fs, b"name", b"old")
+    put(fs, b"new", b"new")
+    old = fs.lookup(ROOT, b"name").ino
+    fs.rename(ROOT, b"new", ROOT, b"name")
+    fs.limit_lingering()
+    if lingers:
+        handle = fs.open(old, 0, ME)
+        assert read(fs, handle) == b"old"
+        fs.release(handle)
+        now += LINGER + 1
+        fs.limit_lingering()
+    assert (errno_of(fs.open, old, 0, ME), fs.statistics().files) == (errno.ESTALE, 1)
 
 
 @pytest.mark.parametrize(
